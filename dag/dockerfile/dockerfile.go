@@ -1,0 +1,117 @@
+// Package dockerfile reads Dockerfiles and lowers them to a graph, as BuildKit's code has the language.
+//
+// Everything here is a function of its arguments: no file is read, no network asked, nothing runs. What the language needs from
+// outside (base images' configurations) comes through a func.
+package dockerfile
+
+import (
+	"img/dag"
+	"img/registry/image"
+)
+
+// An Error is a mistake in a Dockerfile, with its place.
+type Error struct {
+	Pos dag.Pos
+	Err error
+	// Hint is one remedy, if we know one: `did you mean "build"?`
+	Hint string
+}
+
+func (e *Error) Error() string { return e.Pos.String() + ": " + e.Err.Error() }
+func (e *Error) Unwrap() error { return e.Err }
+
+// A Warning is a trap or lint finding that does not stop a build.
+type Warning struct {
+	Pos  dag.Pos
+	Rule string
+	Text string
+	URL  string
+}
+
+// A File is a parsed Dockerfile.
+type File struct{}
+
+// Parse reads a Dockerfile. name is used in positions.
+func Parse(name string, src []byte) (*File, error) { panic("unwritten") }
+
+// A Context is a named build context (--build-context name=value).
+type Context struct {
+	// Local: the files are a directory, known to the executor under the context's name.
+	Local bool
+	// Image is a reference that replaces the name ("docker-image://..." without the scheme).
+	Image string
+	// Layout is an "oci-layout" context: the executor's source of that name.
+	Layout string
+}
+
+// Options of Refs and Lower.
+type Options struct {
+	Target    string
+	BuildArgs map[string]string
+	Labels    map[string]string
+	// Platform is the target's, BuildPlatform the host's, normalised: "linux/amd64".
+	Platform, BuildPlatform string
+	// Contexts by lower-case name; the build context itself is not in it.
+	Contexts map[string]Context
+	// ProxyArgs are the caller's proxy variables, usable without declaration.
+	ProxyArgs map[string]string
+	NoCache   bool
+	// NoCacheStages are stages whose steps run although records exist.
+	NoCacheStages []string
+	// Network is the default of RUN.
+	Network  string
+	Hosts    []dag.Host
+	Hostname string
+	// Compression of packed layers; "" means gzip. Docker chooses Docker's media types.
+	Compression string
+	Docker      bool
+	// Epoch is SOURCE_DATE_EPOCH, nil when not given. RewriteTimes clamps times in layers to it.
+	Epoch        *int64
+	RewriteTimes bool
+	// Image says whether an image is wanted (Pack and Manifest vertices); without, only files.
+	Image bool
+}
+
+// A BaseRef is an image that a build needs to know before it can be lowered.
+type BaseRef struct {
+	// Ref as written after expansion; Platform normalised.
+	Ref, Platform string
+	// Layout is the executor's source for an oci-layout context, else "".
+	Layout string
+	Pos    dag.Pos
+}
+
+// Refs returns the images that the target and the stages it needs are made from (FROM, COPY --from, RUN --mount from), once each.
+func (f *File) Refs(o Options) ([]BaseRef, error) { panic("unwritten") }
+
+// A Plan is a lowered Dockerfile.
+type Plan struct {
+	Graph *dag.Graph
+	// Files is the vertex that holds the target's file system; dag.Empty for an empty one.
+	Files dag.ID
+	// Manifest is the vertex that makes the image; dag.Empty unless Options.Image.
+	Manifest dag.ID
+	// Config is the image's configuration, canonical JSON without rootfs, as in dag.Manifest.
+	Config   []byte
+	Warnings []Warning
+}
+
+// Lower makes the plan. base returns the image that a BaseRef stands for.
+func Lower(f *File, o Options, base func(BaseRef) (*image.Image, error)) (*Plan, error) {
+	panic("unwritten")
+}
+
+// Ignore is a parsed ignore file (.dockerignore).
+type Ignore struct{}
+
+// ParseIgnore reads an ignore file; nil src ignores nothing. Errors have positions.
+func ParseIgnore(name string, src []byte) (*Ignore, error) { panic("unwritten") }
+
+// Match reports whether a path (relative, slash-separated) is ignored, and by which line (0 if none).
+func (g *Ignore) Match(path string) (ignored bool, line int) { panic("unwritten") }
+
+// Prune reports whether everything below an ignored directory is ignored too, so that it need not be walked.
+func (g *Ignore) Prune(dir string) bool { panic("unwritten") }
+
+// Patterns returns the patterns in force, for keys.
+func (g *Ignore) Patterns() []string { panic("unwritten") }

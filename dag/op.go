@@ -1,0 +1,200 @@
+package dag
+
+// An Op is what a vertex does. The set is closed: Image, Run, Copy, Mkdir, Pack, Manifest.
+//
+// Every exported field of an op is part of the vertex's cache key, unless it carries the tag `key:"-"`; a test in
+// package exec changes each field and looks.
+type Op interface {
+	// Kind is the op's name in keys, streams and plans: "run".
+	Kind() string
+	op()
+}
+
+// Image is the file system of a base image.
+type Image struct {
+	// ChainID names the file system (image-spec, config.md, "Layer ChainID"). It alone counts in keys.
+	ChainID string `json:"chainID"`
+	// Ref is the name the Dockerfile gives the image.
+	Ref string `json:"ref" key:"-"`
+	// Layers are the image's layers, base first.
+	Layers []Layer `json:"layers" key:"-"`
+	// Source says where the layers' blobs are: "" for the local store, otherwise an index of Options.Sources of
+	// the executor ("registry", "oci-layout:<context name>").
+	Source string `json:"source,omitempty" key:"-"`
+}
+
+// A Layer is a packed layer: what it holds and where its bytes are.
+type Layer struct {
+	// DiffID is the digest of the uncompressed tar.
+	DiffID string `json:"diffID"`
+	// Digest, Size and MediaType are the blob's descriptor.
+	Digest    string   `json:"digest"`
+	Size      int64    `json:"size"`
+	MediaType string   `json:"mediaType"`
+	URLs      []string `json:"urls,omitempty"`
+}
+
+// Run runs a process on a root file system and keeps what it changed.
+type Run struct {
+	Base Ref `json:"base"`
+	// Args is the whole argument vector, shell included.
+	Args []string `json:"args"`
+	// Env is the whole environment, "K=V", in order.
+	Env []string `json:"env,omitempty"`
+	// ProxyEnv is the caller's proxy variables: in the environment, never in the key.
+	ProxyEnv []string `json:"-" key:"-"`
+	// Dir is the working directory, absolute. It is made when missing.
+	Dir string `json:"dir"`
+	// User is USER's text, "" for root.
+	User     string `json:"user,omitempty"`
+	Hostname string `json:"hostname,omitempty"`
+	// Network is "" (default), "none", "host" or "private".
+	Network string `json:"network,omitempty"`
+	// Security is "" (sandbox) or "insecure".
+	Security string  `json:"security,omitempty"`
+	Mounts   []Mount `json:"mounts,omitempty"`
+	// Hosts are added host names; the addresses do not count in the key.
+	Hosts []Host `json:"hosts,omitempty"`
+	// Script is the body of a RUN heredoc that begins with "#!", shown at ScriptPath, read-only, mode 0755.
+	Script     []byte `json:"script,omitempty"`
+	ScriptPath string `json:"scriptPath,omitempty"`
+}
+
+// A Host is a line of /etc/hosts.
+type Host struct {
+	Name string `json:"name"`
+	IP   string `json:"ip" key:"-"`
+}
+
+// Mount types of RUN --mount.
+const (
+	MountBind   = "bind"
+	MountCache  = "cache"
+	MountTmpfs  = "tmpfs"
+	MountSecret = "secret"
+	MountSSH    = "ssh"
+)
+
+// Cache mount sharing modes.
+const (
+	SharingShared  = "shared"
+	SharingPrivate = "private"
+	SharingLocked  = "locked"
+)
+
+// A Mount is one RUN --mount.
+type Mount struct {
+	Type string `json:"type"`
+	// Target is absolute, inside the root.
+	Target string `json:"target,omitempty"`
+	// From is what a bind (or a cache's first content) shows; Scratch with an empty Context is nothing.
+	From Source `json:"from"`
+	// Source is the path in From, absolute.
+	Source string `json:"source,omitempty"`
+	// ReadOnly: bind mounts are read-only unless rw was given; writes to a rw bind are thrown away.
+	ReadOnly bool `json:"readOnly,omitempty"`
+	// ID is the cache's, secret's or agent's id.
+	ID      string `json:"id,omitempty"`
+	Sharing string `json:"sharing,omitempty"`
+	// Size limits a tmpfs, in bytes; 0 means half of the memory.
+	Size     int64   `json:"size,omitempty"`
+	Required bool    `json:"required,omitempty"`
+	Env      string  `json:"env,omitempty"`
+	Mode     *uint32 `json:"mode,omitempty"`
+	UID      *uint32 `json:"uid,omitempty"`
+	GID      *uint32 `json:"gid,omitempty"`
+}
+
+// A Source is where files come from: a build context by name, or else an input.
+type Source struct {
+	// Context is the name of a local context ("context" for the build context). Empty: the files of Input.
+	Context string `json:"context,omitempty"`
+	Input   Ref    `json:"input"`
+}
+
+// MainContext is the name of the build context among the named ones.
+const MainContext = "context"
+
+// Copy copies files into a root: COPY, and ADD of local files.
+type Copy struct {
+	Base Ref    `json:"base"`
+	From Source `json:"from"`
+	// Paths are the sources as the Dockerfile gives them after expansion, patterns included; relative to From's root.
+	Paths []string `json:"paths,omitempty"`
+	// Files are heredocs: they become files next to the copied ones.
+	Files []InlineFile `json:"files,omitempty"`
+	// Dest is absolute. A trailing slash means a directory.
+	Dest string `json:"dest"`
+	// Chown is "user[:group]" as written, "" keeps the source's owner (0:0 for contexts).
+	Chown string `json:"chown,omitempty"`
+	// Chmod is octal or symbolic text, "" keeps the source's mode.
+	Chmod string `json:"chmod,omitempty"`
+	// Unpack extracts local archives, as ADD does.
+	Unpack  bool     `json:"unpack,omitempty"`
+	Exclude []string `json:"exclude,omitempty"`
+	Parents bool     `json:"parents,omitempty"`
+	// Link copies onto an empty layer: Base is not part of the key.
+	Link bool `json:"link,omitempty"`
+}
+
+// An InlineFile is a heredoc of COPY or ADD.
+type InlineFile struct {
+	Name string `json:"name"`
+	Data []byte `json:"data"`
+}
+
+// Mkdir makes a directory and its missing parents, mode 0755: WORKDIR.
+type Mkdir struct {
+	Base Ref    `json:"base"`
+	Path string `json:"path"`
+	// User owns what is made, by name or id, looked up in the root; "" is root.
+	User string `json:"user,omitempty"`
+}
+
+// Compressions of a Pack.
+const (
+	Uncompressed = "uncompressed"
+	Gzip         = "gzip"
+	Zstd         = "zstd"
+)
+
+// Pack makes a layer blob of the changes that one step made.
+type Pack struct {
+	// Of is the step whose changes are packed: a Run, Copy or Mkdir.
+	Of          Ref    `json:"of"`
+	Compression string `json:"compression"`
+	// Docker makes Docker's media types instead of the OCI ones.
+	Docker bool `json:"docker,omitempty"`
+	// Epoch, if given, bounds the times in the layer: entries of a context get it, all others are clamped to it.
+	Epoch *int64 `json:"epoch,omitempty"`
+}
+
+// Manifest makes an image's configuration and manifest of layers.
+type Manifest struct {
+	// Config is the image's configuration as canonical JSON, without rootfs. History entries of steps with a layer
+	// and no time, and "created", get theirs here.
+	Config []byte `json:"config"`
+	// BaseLayers come first; they are blobs already.
+	BaseLayers []Layer `json:"baseLayers,omitempty"`
+	// Packs are inputs that are Pack vertices, in layer order.
+	Packs []Ref `json:"packs,omitempty"`
+	// Docker makes Docker's media types.
+	Docker bool   `json:"docker,omitempty"`
+	Epoch  *int64 `json:"epoch,omitempty"`
+	// Base, when set, is the base image's name and manifest digest, for the standard annotations.
+	Annotations map[string]string `json:"annotations,omitempty"`
+}
+
+func (*Image) Kind() string    { return "image" }
+func (*Run) Kind() string      { return "run" }
+func (*Copy) Kind() string     { return "copy" }
+func (*Mkdir) Kind() string    { return "mkdir" }
+func (*Pack) Kind() string     { return "pack" }
+func (*Manifest) Kind() string { return "manifest" }
+
+func (*Image) op()    {}
+func (*Run) op()      {}
+func (*Copy) op()     {}
+func (*Mkdir) op()    {}
+func (*Pack) op()     {}
+func (*Manifest) op() {}

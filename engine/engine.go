@@ -1,0 +1,89 @@
+// Package engine solves a graph: each vertex once, inputs first, from the cache if possible.
+//
+// It does not know what the vertices do; that is the Executor's business. It prints nothing and makes no system call.
+package engine
+
+import (
+	"context"
+	"io"
+	"time"
+
+	"img/cache"
+	"img/dag"
+)
+
+// An Executor carries out single vertices. All methods may be called from several goroutines at once.
+type Executor interface {
+	// Key writes into h everything v's result depends on, the outputs of its inputs included.
+	Key(ctx context.Context, v *dag.Vertex, in []cache.Output, h *cache.Hash) error
+	// Usable reports whether a recorded result can stand for running v: what it names is there, and no better one can be had.
+	Usable(ctx context.Context, v *dag.Vertex, r cache.Record) bool
+	// Exec carries v out. What the step prints goes to log.
+	Exec(ctx context.Context, v *dag.Vertex, in []cache.Output, log io.Writer) (Result, error)
+}
+
+// A Result is what Exec produced.
+type Result struct {
+	Output cache.Output
+	// Tier is the sandbox tier, see cache.Record.
+	Tier int
+	// NoRecord keeps the result out of the cache.
+	NoRecord bool
+}
+
+// A State is where a vertex is on its way.
+type State int
+
+const (
+	Waiting  State = iota // inputs are not all done
+	Ready                 // inputs are done; the key can be computed
+	Running               // Exec is under way
+	Cached                // done, from a record
+	Done                  // done, by running
+	Failed                // Exec or Key failed
+	Canceled              // another vertex failed, or the build was stopped
+)
+
+// An Event tells that a vertex changed state or printed something. Events of one vertex come in order.
+type Event struct {
+	Vertex *dag.Vertex
+	State  State
+	Time   time.Time
+	// Log is output of a Running vertex; nil for changes of state.
+	Log []byte
+	// Err is set for Failed.
+	Err error
+	// Record is set for Cached and Done.
+	Key    cache.Key
+	Output cache.Output
+	// Note is a remark about the vertex: "waiting for another build that makes this step".
+	Note string
+}
+
+// Options of Solve.
+type Options struct {
+	// Cache holds records; nil runs everything.
+	Cache *cache.Store
+	// Jobs bounds how many vertices run at once; 0 means all that are ready.
+	Jobs int
+	// Observe is called for each event, from one goroutine at a time.
+	Observe func(Event)
+	// Now is the clock; nil means time.Now.
+	Now func() time.Time
+	// Boot is the boot id noted in records.
+	Boot string
+}
+
+// A VertexError is the failure of one vertex. If several fail, the first in the graph's order is reported.
+type VertexError struct {
+	Vertex *dag.Vertex
+	Err    error
+}
+
+func (e *VertexError) Error() string { return e.Vertex.Name + ": " + e.Err.Error() }
+func (e *VertexError) Unwrap() error { return e.Err }
+
+// Solve makes the targets, and what they need, and nothing else. It returns the output of every vertex it made.
+func Solve(ctx context.Context, g *dag.Graph, targets []dag.ID, x Executor, o Options) (map[dag.ID]cache.Output, error) {
+	panic("unwritten")
+}
