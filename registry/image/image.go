@@ -1,13 +1,32 @@
 // Package image holds images as immutable values, and the small interfaces of the places that hold them.
 //
 // It knows no HTTP and no path on disk. Formats: OCI image-spec v1.1 and Docker image manifest version 2, schema 2.
+// Everything that is read is untrusted: digests, sizes and limits are checked before a document is used.
 package image
 
 import (
+	"bytes"
 	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"hash"
 	"io"
+	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
+)
+
+// ErrNotFound is what places return, wrapped with the name or digest, for what they do not hold.
+var ErrNotFound = errors.New("not found")
+
+// Limits on what an image may ask of us.
+const (
+	MaxManifest    = 4 << 20 // bytes of a manifest or an index
+	MaxConfig      = 8 << 20 // bytes of a configuration
+	MaxLayers      = 512     // of one image
+	MaxDepth       = 4       // of indexes in indexes
+	MaxDescriptors = 10_000  // in everything an index names
 )
 
 // An Image is one platform's image, read whole but for its layers.
@@ -16,6 +35,8 @@ type Image struct {
 	Descriptor v1.Descriptor
 	Manifest   *v1.Manifest
 	Config     *v1.ConfigFile
+	// StartInterval is HEALTHCHECK's --start-interval, for which v1.HealthConfig has no field; 0 if not set.
+	StartInterval time.Duration
 	// RawManifest and RawConfig are the bytes that the digests are of.
 	RawManifest, RawConfig []byte
 	// Layers, base first.
@@ -29,7 +50,22 @@ type Layer struct {
 }
 
 // ChainIDs returns the ChainID after each layer (image-spec, config.md, "Layer ChainID").
-func ChainIDs(layers []Layer) []v1.Hash { panic("unwritten") }
+func ChainIDs(layers []Layer) []v1.Hash {
+	ids := make([]v1.Hash, len(layers))
+	for i, l := range layers {
+		if i == 0 {
+			ids[i] = l.DiffID
+			continue
+		}
+		ids[i] = Digest([]byte(ids[i-1].String() + " " + l.DiffID.String()))
+	}
+	return ids
+}
+
+// Digest returns the sha256 digest of data.
+func Digest(data []byte) v1.Hash {
+	return v1.Hash{Algorithm: "sha256", Hex: fmt.Sprintf("%x", sha256.Sum256(data))}
+}
 
 // A Fetcher reads content by descriptor. What it returns is checked by the caller (Verify), never trusted.
 type Fetcher interface {
@@ -48,41 +84,146 @@ type Resolver interface {
 	Resolve(ctx context.Context, ref string) (v1.Descriptor, error)
 }
 
-// Platform selects from an index; the zero value is the host's.
-type Platform = v1.Platform
-
 // Load reads the image of a platform: an index is followed (depth at most 4), digests and sizes are checked, limits
-// of security-reliability.md §1.9 hold. The config's diff ids must match the manifest's layers in number.
+// hold. The config's diff ids must match the manifest's layers in number. A manifest that is named directly is loaded
+// whatever its platform is; compare Config.Platform.
 func Load(ctx context.Context, src Fetcher, d v1.Descriptor, p Platform) (*Image, error) {
-	panic("unwritten")
+	d, err := Select(ctx, src, d, p)
+	if err != nil {
+		return nil, err
+	}
+	raw, err := ReadAll(ctx, src, d, MaxManifest)
+	if err != nil {
+		return nil, fmt.Errorf("read manifest %s: %w", d.Digest, err)
+	}
+	m, err := ParseManifest(raw)
+	if err != nil {
+		return nil, fmt.Errorf("manifest %s: %w", d.Digest, err)
+	}
+	if err := checkImage(m); err != nil {
+		return nil, fmt.Errorf("manifest %s: %w", d.Digest, err)
+	}
+	rawConfig, err := ReadAll(ctx, src, m.Config, MaxConfig)
+	if err != nil {
+		return nil, fmt.Errorf("read config %s: %w", m.Config.Digest, err)
+	}
+	img := &Image{Descriptor: d, Manifest: m, RawManifest: raw, RawConfig: rawConfig}
+	if img.Config, img.StartInterval, err = ParseConfig(rawConfig); err != nil {
+		return nil, fmt.Errorf("config %s: %w", m.Config.Digest, err)
+	}
+	if img.Layers, err = pair(img.Config.RootFS.DiffIDs, m.Layers); err != nil {
+		return nil, fmt.Errorf("manifest %s: %w", d.Digest, err)
+	}
+	return img, nil
 }
 
-// Verify returns a reader that fails at the end if what was read is not what d says.
-func Verify(r io.Reader, d v1.Descriptor) io.Reader { panic("unwritten") }
-
-// CopyOptions of Copy.
-type CopyOptions struct {
-	// Platforms, if not empty, copies only these of an index (and keeps the index's bytes out).
-	Progress func(d v1.Descriptor, done bool)
-	// Parallel is how many blobs move at once; 0 means 4.
-	Parallel int
+// checkImage refuses manifests of things that are not container images, such as charts, signatures and build caches.
+func checkImage(m *v1.Manifest) error {
+	if !m.Config.MediaType.IsConfig() {
+		return fmt.Errorf("not a container image: config has media type %q", m.Config.MediaType)
+	}
+	if len(m.Layers) > MaxLayers {
+		return fmt.Errorf("%d layers, limit is %d", len(m.Layers), MaxLayers)
+	}
+	for i, l := range m.Layers {
+		if !isLayer(l.MediaType) {
+			return fmt.Errorf("layer %d has unknown media type %q", i+1, l.MediaType)
+		}
+	}
+	return nil
 }
 
-// Copy moves content and everything it names from src to dst: layers and configs before manifests, manifests before indexes.
-// It serves pull, push, save and load.
-func Copy(ctx context.Context, dst Pusher, src Fetcher, d v1.Descriptor, o CopyOptions) error {
-	panic("unwritten")
+func pair(ids []v1.Hash, layers []v1.Descriptor) ([]Layer, error) {
+	if len(ids) != len(layers) {
+		return nil, fmt.Errorf("config has %d diff ids, manifest has %d layers", len(ids), len(layers))
+	}
+	out := make([]Layer, len(layers))
+	for i, l := range layers {
+		if err := CheckDigest(ids[i]); err != nil {
+			return nil, fmt.Errorf("diff id %d: %w", i+1, err)
+		}
+		out[i] = Layer{DiffID: ids[i], Descriptor: l}
+	}
+	return out, nil
 }
 
-// AssembleOptions of Assemble.
-type AssembleOptions struct {
-	// Docker chooses Docker's media types.
-	Docker      bool
-	Annotations map[string]string
+// CheckDigest returns an error unless h is a well-formed sha256 digest, the one algorithm in use.
+func CheckDigest(h v1.Hash) error {
+	if h.Algorithm != "sha256" {
+		return fmt.Errorf("digest algorithm %q is not sha256", h.Algorithm)
+	}
+	if len(h.Hex) != 2*sha256.Size {
+		return fmt.Errorf("digest %q has a wrong length", h.Hex)
+	}
+	for _, c := range h.Hex {
+		if (c < '0' || c > '9') && (c < 'a' || c > 'f') {
+			return fmt.Errorf("digest %q has a character that is no lower-case hexadecimal digit", h.Hex)
+		}
+	}
+	return nil
 }
 
-// Assemble makes an image of a configuration and layers: rootfs is filled in, configuration and manifest are marshalled
-// canonically (equal input, equal bytes).
-func Assemble(cfg *v1.ConfigFile, layers []Layer, o AssembleOptions) (*Image, error) {
-	panic("unwritten")
+// ReadAll reads a document whole and verifies it; more than limit bytes is an error.
+func ReadAll(ctx context.Context, src Fetcher, d v1.Descriptor, limit int64) ([]byte, error) {
+	if d.Size > limit {
+		return nil, fmt.Errorf("%d bytes, limit is %d", d.Size, limit)
+	}
+	rc, err := src.Fetch(ctx, d)
+	if err != nil {
+		return nil, err
+	}
+	defer rc.Close()
+	var b bytes.Buffer
+	if _, err := b.ReadFrom(Verify(rc, d)); err != nil {
+		return nil, err
+	}
+	return b.Bytes(), nil
+}
+
+// Verify returns a reader that fails at the end if what was read is not what d says. It never returns more than d.Size bytes.
+func Verify(r io.Reader, d v1.Descriptor) io.Reader {
+	return &verifier{r: r, want: d, sum: sha256.New(), err: verifiable(d)}
+}
+
+func verifiable(d v1.Descriptor) error {
+	if d.Size < 0 {
+		return fmt.Errorf("size %d is negative", d.Size)
+	}
+	return CheckDigest(d.Digest)
+}
+
+type verifier struct {
+	r    io.Reader
+	want v1.Descriptor
+	sum  hash.Hash
+	n    int64
+	err  error // sticky
+}
+
+func (v *verifier) Read(p []byte) (int, error) {
+	if v.err != nil {
+		return 0, v.err
+	}
+	n, err := v.r.Read(p)
+	if over := v.n + int64(n) - v.want.Size; over > 0 {
+		v.err = fmt.Errorf("content of %s is longer than its size %d", v.want.Digest, v.want.Size)
+		return 0, v.err
+	}
+	v.sum.Write(p[:n])
+	v.n += int64(n)
+	if err == io.EOF {
+		err = v.atEnd()
+	}
+	v.err = err
+	return n, err
+}
+
+func (v *verifier) atEnd() error {
+	if v.n < v.want.Size {
+		return fmt.Errorf("content of %s ends after %d of %d bytes: %w", v.want.Digest, v.n, v.want.Size, io.ErrUnexpectedEOF)
+	}
+	if got := fmt.Sprintf("%x", v.sum.Sum(nil)); got != v.want.Digest.Hex {
+		return fmt.Errorf("content has digest sha256:%s, want %s", got, v.want.Digest)
+	}
+	return io.EOF
 }

@@ -1,0 +1,80 @@
+package image
+
+import (
+	"bufio"
+	"bytes"
+	"fmt"
+	"io"
+
+	"github.com/klauspost/compress/gzip"
+	"github.com/klauspost/compress/zstd"
+)
+
+const (
+	maxZstdWindow = 128 << 20 // what the zstd command line accepts at most without --long
+	maxRatio      = 1000      // expansion; honest layers stay below 200
+	freeExpansion = 100 << 20 // bytes before the ratio counts
+)
+
+// Decompress undoes a layer's compression, told by its first bytes: gzip (all members), zstd, or none.
+// The media type, which old tools get wrong, is only for the error. More than 1000-fold expansion is refused.
+func Decompress(r io.Reader, mediaType string) (io.ReadCloser, error) {
+	in := &counter{r: r}
+	br := bufio.NewReaderSize(in, 1<<16)
+	magic, err := br.Peek(6)
+	if err != nil && err != io.EOF {
+		return nil, err
+	}
+	switch {
+	case bytes.HasPrefix(magic, []byte{0x1f, 0x8b}):
+		zr, err := gzip.NewReader(br)
+		if err != nil {
+			return nil, fmt.Errorf("gzip: %w", err)
+		}
+		return &bounded{r: zr, in: in, close: zr.Close}, nil
+	case bytes.HasPrefix(magic, []byte{0x28, 0xb5, 0x2f, 0xfd}), isSkippable(magic):
+		// One decoder goroutine: layers are unpacked side by side already.
+		zr, err := zstd.NewReader(br, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(maxZstdWindow), zstd.WithDecoderLowmem(true))
+		if err != nil {
+			return nil, fmt.Errorf("zstd: %w", err)
+		}
+		return &bounded{r: zr, in: in, close: func() error { zr.Close(); return nil }}, nil
+	case bytes.HasPrefix(magic, []byte{0xfd, '7', 'z', 'X', 'Z', 0}), bytes.HasPrefix(magic, []byte("BZh")):
+		return nil, fmt.Errorf("layer of media type %q is compressed by xz or bzip2, which images may not use", mediaType)
+	}
+	return io.NopCloser(br), nil
+}
+
+// isSkippable tells a zstd skippable frame (RFC 8878, 3.1.2), which zstd:chunked and pzstd begin with.
+func isSkippable(b []byte) bool {
+	return len(b) >= 4 && b[0]&0xf0 == 0x50 && b[1] == 0x2a && b[2] == 0x4d && b[3] == 0x18
+}
+
+type counter struct {
+	r io.Reader
+	n int64
+}
+
+func (c *counter) Read(p []byte) (int, error) {
+	n, err := c.r.Read(p)
+	c.n += int64(n)
+	return n, err
+}
+
+// bounded refuses decompression bombs.
+type bounded struct {
+	r     io.Reader
+	in    *counter
+	n     int64
+	close func() error
+}
+
+func (b *bounded) Read(p []byte) (int, error) {
+	n, err := b.r.Read(p)
+	if b.n += int64(n); b.n > freeExpansion && b.n/maxRatio > b.in.n {
+		return 0, fmt.Errorf("expands more than %d-fold: %d bytes from %d", maxRatio, b.n, b.in.n)
+	}
+	return n, err
+}
+
+func (b *bounded) Close() error { return b.close() }
