@@ -141,3 +141,6 @@ func (s *Store) Touch(n Name) { panic("unwritten") }
 
 // Remove deletes a snapshot of this mapping: it is renamed away first, so that it is whole or gone.
 func (s *Store) Remove(n Name) error { panic("unwritten") }
+
+// Tree opens a snapshot's own change set, from any mapping.
+func (s *Store) Tree(n Name) (*Tree, error) { panic("unwritten") }
