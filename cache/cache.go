@@ -6,54 +6,156 @@
 package cache
 
 import (
-	"context"
-	"time"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"img/cache/atomicfile"
 )
 
 // A Key is the SHA-256, in hex, of a Hash's text.
 type Key string
 
+// valid reports whether k is a digest in lower-case hex, and so a harmless file name.
+func (k Key) valid() bool {
+	return len(k) == 64 && strings.Trim(string(k), "0123456789abcdef") == ""
+}
+
 // An Output names what a step produced: a snapshot's name, a layer, a manifest. Only the executor knows which.
 type Output string
 
-// A Record says that a key produced an output. On disk it is one small file with its own checksum; a bad, cut or
-// newer record is a miss, never an error.
-type Record struct {
-	Key    Key
-	Output Output
-	// Text is the key's text, so that a miss can be explained by the first line that differs.
-	Text string
-	// Step identifies the step across builds (name and stage), for finding the nearest earlier record.
-	Step string
-	// Cost is how long the step took.
-	Cost time.Duration
-	// Tier is the sandbox tier the step ran under; 0 for steps without a sandbox.
-	Tier int
-	// Boot is the boot id of the machine run that made the record.
-	Boot string
-	Made time.Time
-}
-
-// A Store is a directory of records. The zero value is not usable; call Open.
+// A Store is a directory of records, safe for concurrent use by any number of goroutines and processes. The zero
+// value is not usable; call Open.
+//
+//	<dir>/9f/9f86d081…   a record
+//	<dir>/locks/<key>    exists while somebody makes that key
 type Store struct{ dir string }
 
 // Open uses dir (<state>/cache/keys), making it when missing.
-func Open(dir string) (*Store, error) { panic("unwritten") }
+func Open(dir string) (*Store, error) {
+	if err := atomicfile.MkdirAll(dir); err != nil {
+		return nil, fmt.Errorf("open cache: %w", err)
+	}
+	return &Store{dir}, nil
+}
 
 // Get returns the record of a key, or false when there is none that can be trusted.
-func (s *Store) Get(k Key) (Record, bool) { panic("unwritten") }
+func (s *Store) Get(k Key) (Record, bool) {
+	if !k.valid() {
+		return Record{}, false
+	}
+	r, err := readRecord(s.path(k))
+	return r, err == nil && r.Key == k
+}
 
-// Put publishes a record by rename.
-func (s *Store) Put(r Record) error { panic("unwritten") }
+func (s *Store) path(k Key) string { return filepath.Join(s.dir, string(k[:2]), string(k)) }
 
-// Remove forgets a key.
-func (s *Store) Remove(k Key) error { panic("unwritten") }
+func readRecord(path string) (Record, error) {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return Record{}, err
+	}
+	return decode(data)
+}
+
+// Put publishes a record by rename. It is not synced: after a power loss the record may be gone or damaged, which
+// is a miss.
+func (s *Store) Put(r Record) error {
+	if !r.Key.valid() {
+		return fmt.Errorf("record key %q: no digest", r.Key)
+	}
+	path, data := s.path(r.Key), encode(r)
+	err := atomicfile.Write(path, data, atomicfile.Options{})
+	if errors.Is(err, fs.ErrNotExist) {
+		if err := atomicfile.MkdirAll(filepath.Dir(path)); err != nil {
+			return fmt.Errorf("record key: %w", err)
+		}
+		err = atomicfile.Write(path, data, atomicfile.Options{})
+	}
+	if err != nil {
+		return fmt.Errorf("record key: %w", err)
+	}
+	return nil
+}
+
+// Remove forgets a key. Forgetting what is not known is no error.
+func (s *Store) Remove(k Key) error {
+	if !k.valid() {
+		return nil
+	}
+	return removeFile(s.path(k))
+}
+
+// removeFile removes a file that another process may remove as well.
+func removeFile(path string) error {
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("forget key: %w", err)
+	}
+	return nil
+}
 
 // Each calls f for every readable record, in no particular order, until f returns false.
-func (s *Store) Each(f func(Record) bool) error { panic("unwritten") }
+func (s *Store) Each(f func(Record) bool) error {
+	return s.files(func(path string) (bool, error) {
+		r, err := readRecord(path)
+		return err != nil || f(r), nil
+	})
+}
 
-// Lock makes equal keys run once across processes (flock, released by the kernel at death). waiting is called once
-// if another process holds the lock. Unlock is idempotent.
-func (s *Store) Lock(ctx context.Context, k Key, waiting func()) (unlock func(), err error) {
-	panic("unwritten")
+// files calls f with the path of every record's file until f returns false or an error. Directories that vanish
+// meanwhile are no error.
+func (s *Store) files(f func(path string) (bool, error)) error {
+	dirs, err := os.ReadDir(s.dir)
+	if err != nil {
+		return fmt.Errorf("list cache: %w", err)
+	}
+	for _, d := range dirs {
+		if len(d.Name()) != 2 {
+			continue
+		}
+		names, err := os.ReadDir(filepath.Join(s.dir, d.Name()))
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("list cache: %w", err)
+		}
+		for _, n := range names {
+			if !Key(n.Name()).valid() {
+				continue
+			}
+			if more, err := f(filepath.Join(s.dir, d.Name(), n.Name())); err != nil || !more {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// Nearest returns the most recent record of a step (Record.Step) whose key text is not text: what to compare a new
+// key's text with, by Explain. It reads all records, and is meant for telling people, not for deciding anything.
+func (s *Store) Nearest(step, text string) (Record, bool) {
+	var best Record
+	err := s.Each(func(r Record) bool {
+		if r.Step == step && r.Text != text && (best.Key == "" || r.Made.After(best.Made)) {
+			best = r
+		}
+		return true
+	})
+	return best, err == nil && best.Key != ""
+}
+
+// Prune removes the records that keep does not want, damaged ones, and lock files that no living process holds, and
+// returns how many records went. Records of other versions of the program stay: they are theirs to judge.
+func (s *Store) Prune(keep func(Record) bool) (removed int, err error) {
+	err = s.files(func(path string) (bool, error) {
+		r, err := readRecord(path)
+		switch {
+		case errors.Is(err, errDamaged), err == nil && !keep(r):
+			removed++
+			return true, removeFile(path)
+		}
+		return true, nil
+	})
+	return removed, errors.Join(err, s.pruneLocks())
 }

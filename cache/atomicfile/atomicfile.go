@@ -108,6 +108,10 @@ func MkdirAll(dir string) error {
 	return Inherit(dir)
 }
 
+// overflow is what the kernel shows for an id that the user namespace does not map (user_namespaces(7)). The number
+// itself may well be mapped, to somebody else.
+const overflow = 65534
+
 // Inherit gives path the owner of its directory when the caller is root and they differ; otherwise it does nothing.
 // A symbolic link itself is given, not what it points to.
 //
@@ -124,7 +128,7 @@ func Inherit(path string) error {
 	if err := syscall.Lstat(path, &own); err != nil {
 		return &fs.PathError{Op: "lstat", Path: path, Err: err}
 	}
-	if dir.Uid == own.Uid && dir.Gid == own.Gid {
+	if dir.Uid == own.Uid && dir.Gid == own.Gid || dir.Uid == overflow || dir.Gid == overflow {
 		return nil
 	}
 	err := os.Lchown(path, int(dir.Uid), int(dir.Gid))

@@ -1,25 +1,190 @@
 // Package contenthash computes digests of files and remembers them by stat, so that an unchanged directory costs
 // stats only.
 //
-// A digest is remembered by (device, inode, size, mtime, ctime). An entry whose mtime or ctime is not older than the
-// index was when it was written is not trusted (git's racy-clean rule). It knows no Dockerfile rule: what is walked
+// A digest is remembered by (path, device, inode, size, mtime, ctime). A file whose mtime or ctime was not older
+// than the moment it was read is not remembered: it could change again within the same tick of the file system's
+// clock and keep its stat (git's racy-clean rule, gitformat-index(5)). It knows no Dockerfile rule: what is walked
 // is the caller's business.
 package contenthash
 
-import "os"
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+
+	"img/cache/atomicfile"
+)
+
+// ErrChanged says that a file changed between the caller's stat and the end of reading it.
+var ErrChanged = errors.New("changed while building")
 
 // An Index is the remembered digests of one context: <state>/cache/files/<context>. Safe for concurrent use.
-type Index struct{}
+type Index struct {
+	path string
+	load func() table // the table at path, read at first use
 
-// Open reads the index at path; a missing or damaged one is empty.
-func Open(path string) (*Index, error) { panic("unwritten") }
-
-// Digest returns the SHA-256, in hex, of a regular file's content: remembered when st matches, else by reading
-// what open returns. st must come from the same file (fstat after reading is compared with it: a file that changed
-// meanwhile gives ErrChanged).
-func (x *Index) Digest(path string, st os.FileInfo, open func() (*os.File, error)) (string, error) {
-	panic("unwritten")
+	mu    sync.Mutex
+	used  []bool // by position in the table
+	found map[id]digest
 }
 
-// Save writes the index if it changed, keeping only entries used since Open when prune is set.
-func (x *Index) Save(prune bool) error { panic("unwritten") }
+// Open uses the index at path; a missing or damaged one is empty. Nothing is read before the first Digest.
+func Open(path string) (*Index, error) {
+	x := &Index{path: path, found: map[id]digest{}}
+	x.load = sync.OnceValue(x.read)
+	return x, nil
+}
+
+// read loads the table. One that cannot be read costs time, never the build.
+func (x *Index) read() table {
+	data, err := os.ReadFile(x.path)
+	if err != nil {
+		return nil
+	}
+	t, _ := decode(data)
+	x.used = make([]bool, t.len())
+	return t
+}
+
+// Digest returns the SHA-256, in hex, of a regular file's content: remembered when st matches, else by reading
+// what open returns. st must come from the same file: it is compared with fstat before and after reading, and a file
+// that changed meanwhile gives ErrChanged. Digest closes what open returns.
+func (x *Index) Digest(path string, st os.FileInfo, open func() (*os.File, error)) (string, error) {
+	was, ok := statOf(st)
+	if !ok {
+		return "", fmt.Errorf("digest %s: not a regular file of this system", path)
+	}
+	k := was.id(path)
+	if d, ok := x.lookup(k); ok {
+		return hex.EncodeToString(d[:]), nil
+	}
+	f, err := open()
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	begin := time.Now()
+	d, err := read(f, was)
+	if err != nil {
+		return "", fmt.Errorf("digest %s: %w", path, err)
+	}
+	if was.older(begin) {
+		x.remember(k, d)
+	}
+	return hex.EncodeToString(d[:]), nil
+}
+
+func (x *Index) lookup(k id) (digest, bool) {
+	t := x.load()
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if i, ok := t.find(k); ok {
+		x.used[i] = true
+		return t.digest(i), true
+	}
+	d, ok := x.found[k]
+	return d, ok
+}
+
+func (x *Index) remember(k id, d digest) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.found[k] = d
+}
+
+// Save writes the index if it changed, keeping only entries used since Open when prune is set. Of two processes that
+// save one index the later wins; what the other found is then found again.
+func (x *Index) Save(prune bool) error {
+	t := x.load()
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	keep := func(i int) bool { return !prune || x.used[i] }
+	if len(x.found) == 0 && t.all(keep) {
+		return nil
+	}
+	if err := atomicfile.Write(x.path, encode(t, keep, x.found), atomicfile.Options{}); err != nil {
+		return fmt.Errorf("save file digests: %w", err)
+	}
+	return nil
+}
+
+// A stat is what a file's digest is remembered by. Times are in nanoseconds since 1970.
+type stat struct {
+	dev, ino     uint64
+	size         int64
+	mtime, ctime int64
+}
+
+func statOf(fi os.FileInfo) (stat, bool) {
+	st, ok := fi.Sys().(*syscall.Stat_t)
+	if !ok || !fi.Mode().IsRegular() {
+		return stat{}, false
+	}
+	return stat{uint64(st.Dev), st.Ino, st.Size, st.Mtim.Nano(), st.Ctim.Nano()}, true
+}
+
+// older reports whether the file was last changed so long before t that a change after t shows in its times.
+func (s stat) older(t time.Time) bool {
+	tick := 20 * time.Millisecond // the kernel's clock for time stamps: at most 10 ms, CONFIG_HZ=100
+	if s.ctime%int64(time.Second) == 0 {
+		tick = 2 * time.Second // perhaps a file system that counts in whole seconds (ext3), or in two (FAT)
+	}
+	return max(s.mtime, s.ctime) < t.Add(-tick).UnixNano()
+}
+
+// buffers are large enough that read(2) costs nothing beside hashing.
+var buffers = sync.Pool{New: func() any { return new([128 << 10]byte) }}
+
+// read hashes a file that must be in state was before and after.
+func read(f *os.File, was stat) (digest, error) {
+	if err := unchanged(f, was); err != nil {
+		return digest{}, err
+	}
+	h := sha256.New()
+	n, err := copyAll(h, f)
+	if err != nil {
+		return digest{}, err
+	}
+	if n != was.size {
+		return digest{}, ErrChanged
+	}
+	if err := unchanged(f, was); err != nil {
+		return digest{}, err
+	}
+	return digest(h.Sum(nil)), nil
+}
+
+func unchanged(f *os.File, was stat) error {
+	fi, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	if now, ok := statOf(fi); !ok || now != was {
+		return ErrChanged
+	}
+	return nil
+}
+
+// copyAll is io.CopyBuffer without the methods by which os.File would bring a buffer of its own.
+func copyAll(h hash.Hash, f *os.File) (n int64, err error) {
+	buf := buffers.Get().(*[128 << 10]byte)
+	defer buffers.Put(buf)
+	for {
+		m, err := f.Read(buf[:])
+		h.Write(buf[:m])
+		n += int64(m)
+		if err == io.EOF {
+			return n, nil
+		}
+		if err != nil {
+			return n, err
+		}
+	}
+}
