@@ -13,12 +13,17 @@ import (
 )
 
 // An Executor carries out single vertices. All methods may be called from several goroutines at once.
+//
+// in holds the outputs of v.Inputs, in their order; dag.Empty has the output "". When ctx ends, Key and Exec return
+// soon, with an error that wraps ctx.Err() or context.Cause(ctx): any other error counts as a failure of the vertex
+// itself. A panic fails the vertex.
 type Executor interface {
 	// Key writes into h everything v's result depends on, the outputs of its inputs included.
 	Key(ctx context.Context, v *dag.Vertex, in []cache.Output, h *cache.Hash) error
 	// Usable reports whether a recorded result can stand for running v: what it names is there, and no better one can be had.
 	Usable(ctx context.Context, v *dag.Vertex, r cache.Record) bool
-	// Exec carries v out. What the step prints goes to log.
+	// Exec carries v out. What the step prints goes to log, which may be written to by several goroutines until Exec
+	// returns.
 	Exec(ctx context.Context, v *dag.Vertex, in []cache.Output, log io.Writer) (Result, error)
 }
 
@@ -31,20 +36,28 @@ type Result struct {
 	NoRecord bool
 }
 
-// A State is where a vertex is on its way.
+// A State is where a vertex is on its way. Waiting, Ready and Running go upward; the others are final.
 type State int
 
 const (
 	Waiting  State = iota // inputs are not all done
 	Ready                 // inputs are done; the key can be computed
 	Running               // Exec is under way
-	Cached                // done, from a record
+	Cached                // done, from a record or by an equal vertex
 	Done                  // done, by running
 	Failed                // Exec or Key failed
 	Canceled              // another vertex failed, or the build was stopped
 )
 
-// An Event tells that a vertex changed state or printed something. Events of one vertex come in order.
+var stateNames = [...]string{"waiting", "ready", "running", "cached", "done", "failed", "canceled"}
+
+func (s State) String() string { return stateNames[s] }
+
+// Final reports whether a vertex stays in the state.
+func (s State) Final() bool { return s >= Cached }
+
+// An Event tells that a vertex changed state or printed something. Events of one vertex come in order. All vertices
+// begin as Waiting, of which there is no event; each one that is needed ends with one event of a final state.
 type Event struct {
 	Vertex *dag.Vertex
 	State  State
@@ -53,9 +66,13 @@ type Event struct {
 	Log []byte
 	// Err is set for Failed.
 	Err error
-	// Record is set for Cached and Done.
-	Key    cache.Key
+	// Key and Text, the key's text, are set from Running on.
+	Key  cache.Key
+	Text string
+	// Output is set for Cached and Done.
 	Output cache.Output
+	// Cost is how long the step took: now for Done, when it was made for Cached.
+	Cost time.Duration
 	// Note is a remark about the vertex: "waiting for another build that makes this step".
 	Note string
 }
@@ -66,7 +83,7 @@ type Options struct {
 	Cache *cache.Store
 	// Jobs bounds how many vertices run at once; 0 means all that are ready.
 	Jobs int
-	// Observe is called for each event, from one goroutine at a time.
+	// Observe is called for each event, from one goroutine at a time. While it does not return, the build waits.
 	Observe func(Event)
 	// Now is the clock; nil means time.Now.
 	Now func() time.Time
@@ -83,7 +100,22 @@ type VertexError struct {
 func (e *VertexError) Error() string { return e.Vertex.Name + ": " + e.Err.Error() }
 func (e *VertexError) Unwrap() error { return e.Err }
 
-// Solve makes the targets, and what they need, and nothing else. It returns the output of every vertex it made.
+// Step identifies a vertex across builds, for cache.Record.Step: stage, platform and name.
+func Step(v *dag.Vertex) string { return v.Stage + " " + v.Platform + " " + v.Name }
+
+// Solve makes the targets, and what they need, and nothing else. It returns the output of every vertex it made, also
+// beside an error: what was made before it is there and recorded.
+//
+// The first vertex that fails ends the others, with the failure as context.Cause, and gives a *VertexError. When ctx
+// ends, so do they, and its cause is returned. In every case all goroutines are waited for.
 func Solve(ctx context.Context, g *dag.Graph, targets []dag.ID, x Executor, o Options) (map[dag.ID]cache.Output, error) {
-	panic("unwritten")
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	s, err := newSolver(g, targets, x, o)
+	if err != nil {
+		return nil, err
+	}
+	err = s.run(ctx)
+	return s.outputs(), err
 }

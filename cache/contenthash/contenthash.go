@@ -15,6 +15,7 @@ import (
 	"hash"
 	"io"
 	"os"
+	"path/filepath"
 	"sync"
 	"syscall"
 	"time"
@@ -108,6 +109,9 @@ func (x *Index) Save(prune bool) error {
 	keep := func(i int) bool { return !prune || x.used[i] }
 	if len(x.found) == 0 && t.all(keep) {
 		return nil
+	}
+	if err := atomicfile.MkdirAll(filepath.Dir(x.path)); err != nil {
+		return fmt.Errorf("save file digests: %w", err)
 	}
 	if err := atomicfile.Write(x.path, encode(t, keep, x.found), atomicfile.Options{}); err != nil {
 		return fmt.Errorf("save file digests: %w", err)
