@@ -8,11 +8,29 @@ package inner
 import (
 	"context"
 	"encoding/json"
+	"errors"
+	"fmt"
 	"os"
 )
 
+// MaxFiles is how many descriptors one call or one answer can carry (the kernel's SCM_MAX_FD).
+const MaxFiles = 253
+
+// MaxBody is the largest JSON text of one call or one answer, in bytes.
+const MaxBody = 1 << 28
+
+// ErrDied is the error of calls whose other end is gone: it died, or the connection was closed.
+var ErrDied = errors.New("the inner process died")
+
+// KindPanic is the kind of an Error that stands for a handler's panic; its data is the stack as a JSON string.
+const KindPanic = "panic"
+
+// kindCanceled marks a handler that stopped because the caller's context had ended.
+const kindCanceled = "canceled"
+
 // A Handler serves one method. Files that came with the call are the handler's to close. Returned files are closed after sending.
-// ctx ends when the caller's does.
+// ctx ends when the caller's does, and when the caller is gone. A panic becomes an Error of KindPanic on the caller's side;
+// a panic in a goroutine of the handler's own cannot be caught here.
 type Handler func(ctx context.Context, args json.RawMessage, files []*os.File) (reply any, out []*os.File, err error)
 
 // An Error is a handler's failure on the caller's side. Kind and Data carry what a typed error needs to be made again.
@@ -24,26 +42,28 @@ type Error struct {
 
 func (e *Error) Error() string { return e.Msg }
 
-// A Kinder is an error that crosses the wire with its kind and data.
+// A Kinder is an error that crosses the wire with its kind and data. The data must be what encoding/json can write.
 type Kinder interface {
 	error
 	WireKind() (kind string, data any)
 }
 
-// A Conn is the caller's end. Calls may be made from several goroutines at once.
-type Conn struct{}
-
-// Pair makes a socket pair: the caller's end, and the file to hand to the inner process.
-func Pair() (*Conn, *os.File, error) { panic("unwritten") }
-
-// Call calls method and waits for its answer; reply is a pointer or nil. If the inner process dies, the error is ErrDied.
-func (c *Conn) Call(ctx context.Context, method string, args, reply any, files ...*os.File) ([]*os.File, error) {
-	panic("unwritten")
+// wireError makes of a handler's error what crosses. ctx is the handler's.
+func wireError(ctx context.Context, err error) *Error {
+	var k Kinder
+	var relayed *Error
+	switch {
+	case errors.As(err, &k):
+		kind, data := k.WireKind()
+		text, jerr := json.Marshal(data)
+		if jerr != nil {
+			return &Error{Msg: fmt.Sprintf("%v (its data was lost: %v)", err, jerr), Kind: kind}
+		}
+		return &Error{Msg: err.Error(), Kind: kind, Data: text}
+	case errors.As(err, &relayed):
+		return &Error{Msg: err.Error(), Kind: relayed.Kind, Data: relayed.Data}
+	case ctx.Err() != nil && (errors.Is(err, ctx.Err()) || errors.Is(err, context.Cause(ctx))):
+		return &Error{Msg: err.Error(), Kind: kindCanceled}
+	}
+	return &Error{Msg: err.Error()}
 }
-
-// Close ends the connection, and with it the inner process.
-func (c *Conn) Close() error { panic("unwritten") }
-
-// Serve answers calls from the file until the other end closes; calls run at once, each in its goroutine. When the other end is
-// gone, all contexts end and Serve returns after at most a short time.
-func Serve(f *os.File, handlers map[string]Handler) error { panic("unwritten") }
