@@ -1,0 +1,124 @@
+package sandbox
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+	"sync"
+
+	"golang.org/x/sys/unix"
+)
+
+// Attributes that the supervisor of a OneID process leaves on regular files and directories.
+const (
+	// ownerAttr holds the owner the process asked for: "uid:gid" in decimal. Files of 0:0 have none.
+	ownerAttr = "user.img.owner"
+	// deviceAttr marks an empty regular file as a device that could not be made: "c:major:minor" or "b:major:minor".
+	deviceAttr = "user.img.device"
+)
+
+// maxHeld bounds the descriptors that keep recorded inodes alive.
+const maxHeld = 4096
+
+// Owners is what the supervisor of a OneID step recorded: the owners and devices that the step asked for. Keys are inode
+// numbers as the step's root shows them.
+//
+// Regular files and directories carry their owner as attribute user.img.owner and, when they stand for a device, user.img.device.
+// Owners has what cannot carry one: symbolic links, fifos, sockets; and all devices.
+type Owners struct {
+	mu      sync.Mutex
+	ids     map[uint64]ids
+	devices map[uint64]device
+	held    map[uint64]int
+}
+
+type ids struct{ uid, gid uint32 }
+
+type device struct {
+	kind         byte
+	major, minor uint32
+}
+
+func newOwners() *Owners {
+	return &Owners{ids: map[uint64]ids{}, devices: map[uint64]device{}, held: map[uint64]int{}}
+}
+
+// Owner returns the recorded owner of an inode.
+func (o *Owners) Owner(ino uint64) (uid, gid uint32, ok bool) {
+	if o == nil {
+		return 0, 0, false
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	v, ok := o.ids[ino]
+	return v.uid, v.gid, ok
+}
+
+// Device returns the recorded device of an inode: kind 'c' or 'b'.
+func (o *Owners) Device(ino uint64) (kind byte, major, minor uint32, ok bool) {
+	if o == nil {
+		return 0, 0, 0, false
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	v, ok := o.devices[ino]
+	return v.kind, v.major, v.minor, ok
+}
+
+func (o *Owners) setOwner(fd int, ino uint64, v ids) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if v == (ids{}) {
+		delete(o.ids, ino)
+		return
+	}
+	o.ids[ino] = v
+	o.hold(fd, ino)
+}
+
+func (o *Owners) setDevice(fd int, ino uint64, v device) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.devices[ino] = v
+	o.hold(fd, ino)
+}
+
+// hold keeps the inode alive: the number of a removed file would soon belong to another.
+func (o *Owners) hold(fd int, ino uint64) {
+	if _, ok := o.held[ino]; ok || len(o.held) >= maxHeld {
+		return
+	}
+	if dup, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0); err == nil {
+		o.held[ino] = dup
+	}
+}
+
+// settle ends the recording: inodes without a name are forgotten, and nothing keeps the root busy any more.
+func (o *Owners) settle() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for ino, fd := range o.held {
+		var st unix.Stat_t
+		if err := unix.Fstat(fd, &st); err != nil || st.Nlink == 0 {
+			delete(o.ids, ino)
+			delete(o.devices, ino)
+		}
+		unix.Close(fd)
+	}
+	clear(o.held)
+}
+
+func (v ids) String() string { return fmt.Sprintf("%d:%d", v.uid, v.gid) }
+
+// parseIDs reads the value of the owner attribute.
+func parseIDs(text string) (ids, error) {
+	u, g, ok := strings.Cut(text, ":")
+	uid, err1 := strconv.ParseUint(u, 10, 32)
+	gid, err2 := strconv.ParseUint(g, 10, 32)
+	if !ok || err1 != nil || err2 != nil {
+		return ids{}, fmt.Errorf("owner %q is not uid:gid", text)
+	}
+	return ids{uint32(uid), uint32(gid)}, nil
+}
+
+func (d device) String() string { return fmt.Sprintf("%c:%d:%d", d.kind, d.major, d.minor) }
