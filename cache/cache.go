@@ -11,7 +11,11 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+	"sync"
+
+	"golang.org/x/sys/unix"
 
 	"img/cache/atomicfile"
 )
@@ -53,12 +57,33 @@ func (s *Store) Get(k Key) (Record, bool) {
 
 func (s *Store) path(k Key) string { return filepath.Join(s.dir, string(k[:2]), string(k)) }
 
+// buffers hold whole files; decode copies what it keeps.
+var buffers = sync.Pool{New: func() any { b := make([]byte, 4096); return &b }}
+
+// readRecord takes three system calls where os.ReadFile takes seven: a build with nothing to do is made of these.
 func readRecord(path string) (Record, error) {
-	data, err := os.ReadFile(path)
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return Record{}, err
+		return Record{}, &fs.PathError{Op: "open", Path: path, Err: err}
 	}
-	return decode(data)
+	defer unix.Close(fd)
+	buf := buffers.Get().(*[]byte)
+	defer buffers.Put(buf)
+	for data := (*buf)[:0]; ; {
+		n, err := unix.Read(fd, data[len(data):cap(data)])
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil {
+			return Record{}, &fs.PathError{Op: "read", Path: path, Err: err}
+		}
+		data = data[:len(data)+n]
+		if len(data) < cap(data) { // a regular file reads short only at its end
+			return decode(data)
+		}
+		data = slices.Grow(data, len(data))
+		*buf = data
+	}
 }
 
 // Put publishes a record by rename. It is not synced: after a power loss the record may be gone or damaged, which

@@ -3,6 +3,7 @@ package cache
 import (
 	"bytes"
 	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"strconv"
@@ -76,7 +77,7 @@ func decode(data []byte) (Record, error) {
 		return Record{}, errDamaged
 	}
 	body, sum := data[:len(data)-sumLine], data[len(data)-sumLine:]
-	if string(sum) != fmt.Sprintf("sum %x\n", sha256.Sum256(body)) {
+	if want := sha256.Sum256(body); string(sum) != "sum "+hex.EncodeToString(want[:])+"\n" {
 		return Record{}, errDamaged
 	}
 	head, text, ok := strings.Cut(string(body), "\n\n")

@@ -14,8 +14,8 @@ import (
 
 // A solver runs one loop, in Solve's goroutine, that alone reads and writes nodes. The strategy:
 //
-//  1. A vertex whose inputs are done is ready. Ready vertices are checked, lowest ID first: a goroutine computes the
-//     key and looks for a record. A usable record is the result, and the vertex is done.
+//  1. A vertex whose inputs are done is ready. Ready vertices are checked, lowest ID first, by a few goroutines that
+//     live as long as the loop: the key is computed and a record looked for. A usable one is the result.
 //  2. Otherwise the vertex is made by a goroutine of its own, unless one with the same key is being made or was made:
 //     then it takes that one's result.
 //  3. The maker locks the key against other processes and looks again. If it must run, it asks for a slot; slots are
@@ -28,16 +28,16 @@ type solver struct {
 
 	nodes   []*node // by ID; nil where nothing needs the vertex
 	reports chan report
+	toCheck chan check // read by checkers
 	end     context.CancelCauseFunc
 
-	ready    ids // Ready, and not being checked yet
-	asking   ids // want a slot
-	checks   int // goroutines in step 1
-	makers   int // goroutines in steps 2 and 3
-	slots    int // slots given
-	byKey    map[cache.Key]*node
-	mostKeys int // bound of checks
-	left     int // nodes that have no output yet
+	ready  ids // Ready, and not being checked yet
+	asking ids // want a slot
+	checks int // nodes in step 1
+	makers int // goroutines in step 3
+	slots  int // slots given
+	byKey  map[cache.Key]*node
+	left   int // nodes that have no output yet
 }
 
 // A node is a vertex on its way.
@@ -77,14 +77,15 @@ const (
 )
 
 func newSolver(g *dag.Graph, targets []dag.ID, x Executor, o Options) (*solver, error) {
+	checkers := 2 * runtime.GOMAXPROCS(0) // keys are made of file reads and hashing
 	s := &solver{
 		x:        x,
 		o:        o,
 		observer: observer{observe: o.Observe, now: o.Now},
 		nodes:    make([]*node, len(g.Vertices)),
 		reports:  make(chan report),
+		toCheck:  make(chan check, checkers),
 		byKey:    map[cache.Key]*node{},
-		mostKeys: 2 * runtime.GOMAXPROCS(0), // keys are made of file reads and hashing
 	}
 	for _, id := range targets {
 		if id < dag.Empty || int(id) >= len(g.Vertices) {
@@ -133,6 +134,9 @@ func (s *solver) run(outer context.Context) error {
 	ctx, end := context.WithCancelCause(outer)
 	defer end(nil)
 	s.end = end
+	checkers := s.startCheckers(ctx)
+	defer checkers.Wait()
+	defer close(s.toCheck)
 	for id, n := range s.nodes {
 		if n != nil && n.pending == 0 {
 			s.set(id, Ready, Event{})
@@ -160,11 +164,10 @@ func (s *solver) run(outer context.Context) error {
 
 // begin starts what can be started.
 func (s *solver) begin(ctx context.Context) {
-	for s.ready.Len() > 0 && s.checks < s.mostKeys {
+	for s.ready.Len() > 0 && s.checks < cap(s.toCheck) {
 		n := s.nodes[heap.Pop(&s.ready).(int)]
 		s.checks++
-		in := s.inputs(n)
-		s.start(n, func() report { return s.check(ctx, n, in) })
+		s.toCheck <- check{n, s.inputs(n)} // never blocks: as many fit as may be under way
 	}
 	for s.asking.Len() > 0 && (s.o.Jobs <= 0 || s.slots < s.o.Jobs) {
 		id := heap.Pop(&s.asking).(int)
@@ -235,21 +238,12 @@ func (s *solver) make(ctx context.Context, n *node) {
 		s.byKey[n.key] = n
 		s.makers++
 		in := s.inputs(n)
-		s.start(n, func() report { return s.produce(ctx, n, in) })
+		go func() { s.reports <- s.produce(ctx, n, in) }()
 	case twin.state.Final(): // and no failure: that would have ended ctx
 		s.succeed(n, Cached, sameAs(twin))
 	default:
 		twin.equal = append(twin.equal, n)
 	}
-}
-
-// start runs f in a goroutine, whose last act is to report.
-func (s *solver) start(n *node, f func() report) {
-	go func() {
-		r := report{n: n, what: failed, err: errors.New("the goroutine ended itself")} // runtime.Goexit
-		defer func() { s.reports <- r }()
-		r = f()
-	}()
 }
 
 func sameAs(n *node) Event { return Event{Output: n.out, Note: "same as " + n.v.Name} }

@@ -4,11 +4,32 @@ import (
 	"context"
 	"fmt"
 	"runtime/debug"
+	"sync"
 
 	"img/cache"
 )
 
 // What runs in a vertex's goroutines. Nothing here writes a node: findings go back as reports.
+
+// A check is a node whose key is to be computed, and the outputs of its inputs.
+type check struct {
+	n  *node
+	in []cache.Output
+}
+
+// startCheckers starts the goroutines that work on toCheck until it is closed. They stay, instead of one for each
+// node, since a new goroutine's stack is copied several times before it holds a key's computation.
+func (s *solver) startCheckers(ctx context.Context) *sync.WaitGroup {
+	wg := new(sync.WaitGroup)
+	for range cap(s.toCheck) {
+		wg.Go(func() {
+			for c := range s.toCheck {
+				s.reports <- s.check(ctx, c.n, c.in)
+			}
+		})
+	}
+	return wg
+}
 
 // check computes a node's key and looks for a record of it.
 func (s *solver) check(ctx context.Context, n *node, in []cache.Output) report {
