@@ -4,8 +4,9 @@
 package userns
 
 import (
-	"context"
-	"os"
+	"crypto/sha256"
+	"fmt"
+	"strings"
 )
 
 // A Range maps Count ids from Container (inside) to Host (outside).
@@ -19,63 +20,56 @@ type Mapping struct {
 }
 
 // Single reports whether only one id is mapped (no subordinate ids).
-func (m Mapping) Single() bool { panic("unwritten") }
+func (m Mapping) Single() bool { return total(m.UIDs) <= 1 || total(m.GIDs) <= 1 }
 
 // IDs is how many consecutive container ids, from 0, are mapped in both maps.
-func (m Mapping) IDs() uint32 { panic("unwritten") }
+func (m Mapping) IDs() uint32 { return min(consecutive(m.UIDs), consecutive(m.GIDs)) }
 
-// Label names the mapping in paths: short, lower-case letters, digits and dashes, equal for equal mappings.
-func (m Mapping) Label() string { panic("unwritten") }
+// Label names the mapping in paths: short, lower-case letters, digits and dashes, equal for equal mappings. It begins with the
+// host's id of container root and the number of ids, for people.
+func (m Mapping) Label() string {
+	sum := sha256.Sum256([]byte(mapText(joined(m.UIDs)) + "/\n" + mapText(joined(m.GIDs))))
+	return fmt.Sprintf("%d-%d-%x", m.HostUID(), m.IDs(), sum[:4])
+}
 
 // HostUID returns the host id of container user 0.
-func (m Mapping) HostUID() uint32 { panic("unwritten") }
-func (m Mapping) HostGID() uint32 { panic("unwritten") }
+func (m Mapping) HostUID() uint32 { return rootOf(m.UIDs) }
 
-// Choose finds the mapping that the caller can have, without entering a namespace. Root: container 0-65535 is root's
-// subuid range, else the highest free block of /proc/self/uid_map, else 1-65535; never 0 = 0. Others: container root is the
-// caller, the rest are all its subordinate ranges if newuidmap and newgidmap can work, else one id.
-func Choose() (Mapping, error) { panic("unwritten") }
+// HostGID returns the host id of container group 0.
+func (m Mapping) HostGID() uint32 { return rootOf(m.GIDs) }
 
-// One is the mapping of one id.
-func One() Mapping { panic("unwritten") }
-
-// Config of Start.
-type Config struct {
-	Mapping Mapping
-	// Args is the argument vector of the inner process; it runs this program's own binary, from a sealed memfd.
-	Args []string
-	// Env is its whole environment.
-	Env []string
-	// Files become descriptors 3, 4, ...
-	Files  []*os.File
-	Stderr *os.File
+func total(ranges []Range) (n uint64) {
+	for _, r := range ranges {
+		n += uint64(r.Count)
+	}
+	return n
 }
 
-// A Process is the inner process: PID 1 of its own PID namespace, with its own user, mount, IPC and UTS namespaces, uid and gid 0 in
-// them with all capabilities. It is killed when this process dies (death signal from a locked thread that lives as long).
-type Process struct {
-	// Mapping is the one in force. It is weaker than asked for when the id helpers failed; Why says so.
-	Mapping Mapping
+func consecutive(ranges []Range) uint32 {
+	if j := joinedInside(ranges); len(j) > 0 && j[0].lo == 0 {
+		return uint32(j[0].hi)
+	}
+	return 0
 }
 
-// Start forks the inner process and maps its ids. Errors name the sysctl, package or field to change (Error.Remedy).
-func Start(ctx context.Context, c Config) (*Process, error) { panic("unwritten") }
-
-// Wait waits for its end. Kill ends it and all that it started.
-func (p *Process) Wait() error { panic("unwritten") }
-func (p *Process) Kill() error { panic("unwritten") }
-
-// UsernsFile opens the user namespace of the process, for idmapped mounts.
-func (p *Process) UsernsFile() (*os.File, error) { panic("unwritten") }
-
-// An Error says what this host does not allow, and what to change.
-type Error struct {
-	Err    error
-	Remedy string
+// rootOf is the host id of container id 0; the overflow id if it is not mapped.
+func rootOf(ranges []Range) uint32 {
+	for _, r := range ranges {
+		if r.Container == 0 && r.Count > 0 {
+			return r.Host
+		}
+	}
+	return overflowID
 }
 
-func (e *Error) Error() string { return e.Err.Error() }
-func (e *Error) Unwrap() error { return e.Err }
+// mapText is the ranges as the kernel writes them: "inside outside count", a line each.
+func mapText(ranges []Range) string {
+	var b strings.Builder
+	for _, r := range ranges {
+		fmt.Fprintf(&b, "%d %d %d\n", r.Container, r.Host, r.Count)
+	}
+	return b.String()
+}
 
 // A Fact is one line of `img doctor`.
 type Fact struct {
