@@ -4,10 +4,7 @@
 // outside (base images' configurations) comes through a func.
 package dockerfile
 
-import (
-	"img/dag"
-	"img/registry/image"
-)
+import "img/dag"
 
 // An Error is a mistake in a Dockerfile, with its place.
 type Error struct {
@@ -27,12 +24,6 @@ type Warning struct {
 	Text string
 	URL  string
 }
-
-// A File is a parsed Dockerfile.
-type File struct{}
-
-// Parse reads a Dockerfile. name is used in positions.
-func Parse(name string, src []byte) (*File, error) { panic("unwritten") }
 
 // A Context is a named build context (--build-context name=value).
 type Context struct {
@@ -81,9 +72,6 @@ type BaseRef struct {
 	Pos    dag.Pos
 }
 
-// Refs returns the images that the target and the stages it needs are made from (FROM, COPY --from, RUN --mount from), once each.
-func (f *File) Refs(o Options) ([]BaseRef, error) { panic("unwritten") }
-
 // A Plan is a lowered Dockerfile.
 type Plan struct {
 	Graph *dag.Graph
@@ -95,23 +83,3 @@ type Plan struct {
 	Config   []byte
 	Warnings []Warning
 }
-
-// Lower makes the plan. base returns the image that a BaseRef stands for.
-func Lower(f *File, o Options, base func(BaseRef) (*image.Image, error)) (*Plan, error) {
-	panic("unwritten")
-}
-
-// Ignore is a parsed ignore file (.dockerignore).
-type Ignore struct{}
-
-// ParseIgnore reads an ignore file; nil src ignores nothing. Errors have positions.
-func ParseIgnore(name string, src []byte) (*Ignore, error) { panic("unwritten") }
-
-// Match reports whether a path (relative, slash-separated) is ignored, and by which line (0 if none).
-func (g *Ignore) Match(path string) (ignored bool, line int) { panic("unwritten") }
-
-// Prune reports whether everything below an ignored directory is ignored too, so that it need not be walked.
-func (g *Ignore) Prune(dir string) bool { panic("unwritten") }
-
-// Patterns returns the patterns in force, for keys.
-func (g *Ignore) Patterns() []string { panic("unwritten") }

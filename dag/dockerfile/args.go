@@ -1,0 +1,304 @@
+package dockerfile
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/containerd/platforms"
+	"github.com/moby/buildkit/frontend/dockerfile/instructions"
+	"github.com/moby/buildkit/frontend/dockerfile/linter"
+	"github.com/moby/buildkit/frontend/dockerfile/shell"
+
+	"img/dag"
+)
+
+// An environment is what variables stand for at a point of a Dockerfile: ENV and ARG in one list, in the order of their last setting.
+// This order is also that of a RUN's environment.
+type environment struct {
+	vars []variable
+}
+
+type variable struct{ key, value string }
+
+// Get and Keys make it a shell.EnvGetter.
+func (e *environment) Get(key string) (string, bool) {
+	for _, v := range e.vars {
+		if v.key == key {
+			return v.value, true
+		}
+	}
+	return "", false
+}
+
+func (e *environment) Keys() []string {
+	keys := make([]string, len(e.vars))
+	for i, v := range e.vars {
+		keys[i] = v.key
+	}
+	return keys
+}
+
+func (e *environment) set(key, value string) {
+	e.unset(key)
+	e.vars = append(e.vars, variable{key, value})
+}
+
+func (e *environment) unset(key string) {
+	e.vars = slices.DeleteFunc(e.vars, func(v variable) bool { return v.key == key })
+}
+
+// with returns a copy in which an image's ENV is set on top, as at the start of a stage.
+func (e *environment) with(env []string) *environment {
+	last := make(map[string]int, len(env))
+	for i, kv := range env {
+		key, _, _ := strings.Cut(kv, "=")
+		last[key] = i
+	}
+	out := &environment{vars: make([]variable, 0, len(e.vars)+len(env)+4)}
+	for _, v := range e.vars {
+		if _, ok := last[v.key]; !ok {
+			out.vars = append(out.vars, v)
+		}
+	}
+	for i, kv := range env {
+		if key, value, _ := strings.Cut(kv, "="); last[key] == i {
+			out.vars = append(out.vars, variable{key, value})
+		}
+	}
+	return out
+}
+
+// list returns the environment as a process gets it: "K=V".
+func (e *environment) list() []string {
+	out := make([]string, len(e.vars))
+	for i, v := range e.vars {
+		out[i] = v.key + "=" + v.value
+	}
+	return out
+}
+
+// proxyNames are usable by RUN without a declaration, in both cases.
+var proxyNames = []string{"HTTP_PROXY", "HTTPS_PROXY", "FTP_PROXY", "NO_PROXY", "ALL_PROXY"}
+
+// proxies returns the proxy variables of a RUN, each in both cases; a build argument goes before the caller's own.
+func proxies(o Options) []string {
+	var out []string
+	for _, name := range proxyNames {
+		v, ok := foldGet(o.BuildArgs, name)
+		if !ok {
+			v, _ = foldGet(o.ProxyArgs, name)
+		}
+		if v != "" {
+			out = append(out, name+"="+v, strings.ToLower(name)+"="+v)
+		}
+	}
+	return out
+}
+
+// foldGet returns the value of a key, whatever its case; of several the last in order counts, as in BuildKit.
+func foldGet(m map[string]string, key string) (value string, ok bool) {
+	for _, k := range slices.Sorted(maps.Keys(m)) {
+		if strings.EqualFold(k, key) {
+			value, ok = m[k], true
+		}
+	}
+	return value, ok
+}
+
+// behaviourArgs steer the builder, not the build; nobody declares them.
+const behaviourArgs = "BUILDKIT_"
+
+// scanArgs are declared like others, but are not part of an environment.
+var scanArgs = map[string]bool{"BUILDKIT_SBOM_SCAN_CONTEXT": true, "BUILDKIT_SBOM_SCAN_STAGE": true}
+
+// platformArgs returns the predefined arguments of the global scope.
+func (b *build) platformArgs() *environment {
+	target := b.o.Target
+	if target == "" {
+		target = b.stageNames[len(b.stageNames)-1]
+	}
+	if target == "" {
+		target = "default"
+	}
+	t, h := b.platform, b.buildPlatform
+	e := &environment{vars: []variable{
+		{"BUILDPLATFORM", platforms.Format(h)}, {"BUILDOS", h.OS}, {"BUILDOSVERSION", h.OSVersion},
+		{"BUILDARCH", h.Architecture}, {"BUILDVARIANT", h.Variant},
+		{"TARGETPLATFORM", platforms.FormatAll(t)}, {"TARGETOS", t.OS}, {"TARGETOSVERSION", t.OSVersion},
+		{"TARGETARCH", t.Architecture}, {"TARGETVARIANT", t.Variant}, {"TARGETSTAGE", target},
+	}}
+	for i, v := range e.vars {
+		if override, ok := b.args[v.key]; ok {
+			e.vars[i].value = override
+		}
+	}
+	return e
+}
+
+// globalArgs returns the global scope after the ARGs before the first FROM: build argument, else default.
+func (b *build) globalArgs(cmds []instructions.ArgCommand, args map[string]string) (*environment, error) {
+	e := b.platformArgs()
+	for _, c := range cmds {
+		for _, a := range c.Args {
+			value, ok := args[a.Key]
+			if !ok && a.Value != nil {
+				word, err := b.lex.ProcessWordWithMatches(*a.Value, e)
+				if err != nil {
+					return nil, b.f.located(err, b.f.at(c.Location()))
+				}
+				value, ok = word.Result, true
+			}
+			if ok {
+				e.set(a.Key, value)
+			}
+		}
+	}
+	return e, nil
+}
+
+// resolveEpoch finds the time of the build: the option, else SOURCE_DATE_EPOCH as build argument or global ARG.
+// A local context has no time of its own, so naming one unsets it.
+func (b *build) resolveEpoch() error {
+	const name = "SOURCE_DATE_EPOCH"
+	value, isArg := b.args[name]
+	global, isGlobal := b.global.Get(name)
+	if !isArg {
+		value = global
+	}
+	b.epoch = b.o.Epoch
+	if n, err := strconv.ParseInt(value, 10, 64); err == nil && b.epoch == nil {
+		b.epoch = &n
+	} else if c, ok := b.context(value); b.epoch == nil && value != "" && value != dag.MainContext && !(ok && c.Local) {
+		return b.f.fail(dag.Pos{}, fmt.Errorf("invalid %s %q: want seconds, or the name of a context", name, value))
+	}
+	if b.epoch == nil {
+		delete(b.args, name)
+		b.global.unset(name)
+		return nil
+	}
+	b.args[name] = strconv.FormatInt(*b.epoch, 10)
+	if isGlobal {
+		b.global.set(name, b.args[name])
+	}
+	return nil
+}
+
+// undeclared warns of build arguments that no ARG asks for: BuildKit ignores them, so a typing error goes unseen.
+func (b *build) undeclared(declared map[string]bool) {
+	predefined := b.platformArgs()
+	names := slices.Sorted(maps.Keys(declared))
+	for _, key := range slices.Sorted(maps.Keys(b.o.BuildArgs)) {
+		_, platform := predefined.Get(key)
+		if declared[key] || platform || key == "SOURCE_DATE_EPOCH" || strings.HasPrefix(key, behaviourArgs) ||
+			slices.ContainsFunc(proxyNames, func(p string) bool { return strings.EqualFold(p, key) }) {
+			continue
+		}
+		text := fmt.Sprintf("Build argument %q is not declared by any ARG and has no effect", key)
+		b.warn(b.lint, ruleUndeclaredBuildArg, dag.Pos{}, suggest(text, nearest(key, names)))
+	}
+}
+
+func suggest(text, word string) string {
+	if word == "" {
+		return text
+	}
+	return fmt.Sprintf("%s (did you mean %s?)", text, word)
+}
+
+// arg is ARG in a stage. Value: build argument, else own default, else the global scope's, else unset.
+// What is set here wins over an earlier ENV until the stage ends, though the image keeps ENV's.
+func (l *lowering) arg(s *stage, c *instructions.ArgCommand) error {
+	text := "ARG"
+	for _, a := range c.Args {
+		l.noSecret(s, "ARG", a.Key, c)
+		l.declared[a.Key] = true
+		switch v, given := l.args[a.Key]; {
+		case given:
+			a.Value = &v
+		case a.Value != nil:
+			v, err := l.expandWord(s, c, *a.Value)
+			if err != nil {
+				return err
+			}
+			a.Value = &v
+		default:
+			if v, ok := l.global.Get(a.Key); ok {
+				a.Value = &v
+			}
+		}
+		text += " " + a.Key
+		if a.Value != nil {
+			text += "=" + *a.Value
+			l.hidesEnv(s, a, c)
+			if !scanArgs[a.Key] {
+				s.env.set(a.Key, *a.Value)
+			}
+		}
+		s.args = append(s.args, argument{key: a.Key, value: a.ValueString()})
+	}
+	s.remember(text, false)
+	return nil
+}
+
+func (l *lowering) hidesEnv(s *stage, a instructions.KeyValuePairOptional, c instructions.Command) {
+	for _, kv := range s.config.Env {
+		if key, value, _ := strings.Cut(kv, "="); key == a.Key && value != *a.Value {
+			l.warn(s.lint, ruleArgHidesEnv, l.f.at(c.Location()),
+				fmt.Sprintf("ARG %s hides the ENV of that name from the steps that follow, while the image keeps %q", key, kv))
+		}
+	}
+}
+
+// An argument is an ARG in effect.
+type argument struct{ key, value string }
+
+// buildArgText is the "|2 a=1 b=2" before a RUN in the history: the arguments in effect, with the values that the step sees.
+func buildArgText(args []argument, env shell.EnvGetter) string {
+	at := map[string]bool{}
+	text := ""
+	for _, a := range args {
+		if at[a.key] {
+			continue // the value is the environment's, so a repeated ARG is the same text
+		}
+		at[a.key] = true
+		v, ok := env.Get(a.key)
+		if !ok {
+			v = last(args, a.key)
+		}
+		text += " " + a.key + "=" + v
+	}
+	if text == "" {
+		return ""
+	}
+	return fmt.Sprintf("|%d%s ", len(at), text)
+}
+
+func last(args []argument, key string) (value string) {
+	for _, a := range args {
+		if a.key == key {
+			value = a.value
+		}
+	}
+	return value
+}
+
+// expandWord expands the variables of one word and warns of unknown ones.
+func (l *lowering) expandWord(s *stage, c instructions.Command, word string) (string, error) {
+	out, unmatched, err := l.lex.ProcessWord(word, s.env)
+	l.undefined(s, c, unmatched)
+	return out, err
+}
+
+func (l *lowering) undefined(s *stage, c instructions.Command, unmatched map[string]struct{}) {
+	for _, name := range slices.Sorted(maps.Keys(unmatched)) {
+		known := slices.ContainsFunc(s.args, func(a argument) bool { return a.key == name })
+		if known || scanArgs[name] {
+			continue
+		}
+		text := linter.RuleUndefinedVar.Format(name, nearest(name, s.env.Keys()))
+		s.lint.Run(&linter.RuleUndefinedVar, c.Location(), text)
+	}
+}

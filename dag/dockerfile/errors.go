@@ -1,0 +1,145 @@
+package dockerfile
+
+import (
+	"errors"
+	"fmt"
+	"regexp"
+	"strings"
+	"unicode/utf8"
+
+	"github.com/moby/buildkit/frontend/dockerfile/instructions"
+	"github.com/moby/buildkit/frontend/dockerfile/parser"
+
+	"img/dag"
+)
+
+func (f *File) fail(pos dag.Pos, err error) error {
+	var e *Error
+	if errors.As(err, &e) {
+		return err
+	}
+	return &Error{Pos: f.named(pos), Err: err}
+}
+
+func (f *File) named(pos dag.Pos) dag.Pos {
+	if pos.File == "" {
+		pos.File = f.name
+	}
+	return pos
+}
+
+// suggestion is how BuildKit's packages end a message that has a remedy.
+var suggestion = regexp.MustCompile(` \(did you mean ([^)]*)\?\)$`)
+
+// located gives an error of BuildKit's packages its place, and moves a suggestion out of its text.
+func (f *File) located(err error, pos dag.Pos) error {
+	var own *Error
+	if errors.As(err, &own) {
+		return err
+	}
+	var at *parser.LocationError
+	if errors.As(err, &at) && pos.IsZero() {
+		for _, l := range at.Locations {
+			if p := f.at(l); p.Line > 0 {
+				pos = p
+				break
+			}
+		}
+	}
+	e := &Error{Pos: f.named(pos), Err: err}
+	if m := suggestion.FindStringSubmatch(err.Error()); m != nil {
+		e.Hint = didYouMean(m[1])
+		e.Err = &reworded{text: strings.TrimSuffix(err.Error(), m[0]), err: err}
+	}
+	return e
+}
+
+// instructionError places an error of one instruction, as exactly as its text allows.
+func (f *File) instructionError(err error, n *parser.Node) error {
+	pos := f.at(n.Location())
+	var unknown *instructions.UnknownInstructionError
+	if errors.As(err, &unknown) {
+		pos = f.word(pos, unknown.Instruction)
+	}
+	out := f.located(err, pos)
+	var e *Error
+	if errors.As(out, &e) && e.Hint == "" {
+		e.Hint = dashHint(n.Original)
+	}
+	return out
+}
+
+// A reworded error says less than the one it wraps.
+type reworded struct {
+	text string
+	err  error
+}
+
+func (e *reworded) Error() string { return e.text }
+func (e *reworded) Unwrap() error { return e.err }
+
+func didYouMean(word string) string {
+	if word == "" {
+		return ""
+	}
+	return fmt.Sprintf("did you mean %q?", word)
+}
+
+// dashes look like a hyphen, and come from word processors and web pages.
+var dashes = map[rune]string{
+	'\u2010': "hyphen", '\u2011': "non-breaking hyphen", '\u2012': "figure dash", '\u2013': "en dash",
+	'\u2014': "em dash", '\u2015': "horizontal bar", '\u2212': "minus sign",
+}
+
+// lookAlike returns the name of the dash that a word begins with, "" if it is none or the ASCII one.
+func lookAlike(word string) string {
+	r, _ := utf8.DecodeRuneInString(word)
+	return dashes[r]
+}
+
+func dashHint(line string) string {
+	for _, w := range strings.Fields(line) {
+		if name := lookAlike(w); name != "" {
+			return fmt.Sprintf("%q begins with an %s (U+%04X); options begin with --", w, name, []rune(w)[0])
+		}
+	}
+	return ""
+}
+
+// nearest returns the option that a misspelt word probably means: the first with the least edits, at most two.
+func nearest(word string, options []string) string {
+	best, distance := "", 3
+	for _, o := range options {
+		if o == word || o == "" {
+			continue
+		}
+		if d := edits(strings.ToLower(word), strings.ToLower(o), distance); d < distance {
+			best, distance = o, d
+		}
+	}
+	return best
+}
+
+// edits returns the Levenshtein distance of two words, or limit if it is no less.
+func edits(a, b string, limit int) int {
+	if len(a)-len(b) >= limit || len(b)-len(a) >= limit || max(len(a), len(b)) > 256 {
+		return limit
+	}
+	row := make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := 1; i <= len(a); i++ {
+		diagonal := row[0]
+		row[0] = i
+		for j := 1; j <= len(b); j++ {
+			replaced := diagonal
+			if a[i-1] != b[j-1] {
+				replaced++
+			}
+			diagonal = row[j]
+			row[j] = min(replaced, row[j]+1, row[j-1]+1)
+		}
+	}
+	return min(row[len(b)], limit)
+}

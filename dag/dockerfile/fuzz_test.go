@@ -1,0 +1,94 @@
+package dockerfile
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/rogpeppe/go-internal/txtar"
+
+	"img/dag"
+)
+
+// Any text gives a plan whose inputs stand before what uses them, or an Error with the file's name.
+func FuzzParse(f *testing.F) {
+	seed(f, "Dockerfile")
+	f.Fuzz(func(t *testing.T, src string) {
+		file, err := Parse("Dockerfile", []byte(src))
+		if err != nil {
+			isError(t, err)
+			return
+		}
+		o := Options{Platform: "linux/amd64", Image: true, BuildArgs: map[string]string{"A": "b"}}
+		if _, err := file.Refs(o); err != nil {
+			isError(t, err)
+		}
+		p, err := Lower(file, o, bases(t, &txtar.Archive{}))
+		if err != nil {
+			isError(t, err)
+			return
+		}
+		for id, v := range p.Graph.Vertices {
+			for _, in := range v.Inputs {
+				if in < 0 || int(in) >= id {
+					t.Fatalf("vertex %d has the input %d:\n%s", id, in, p)
+				}
+			}
+		}
+		if p.Manifest == dag.Empty || !strings.Contains(p.String(), "platform ") {
+			t.Fatalf("no image:\n%s", p)
+		}
+	})
+}
+
+func isError(t *testing.T, err error) {
+	var e *Error
+	if !errors.As(err, &e) || e.Pos.File != "Dockerfile" {
+		t.Fatalf("%T without a place: %v", err, err)
+	}
+}
+
+// A pruned directory has nothing in it that is not ignored.
+func FuzzIgnore(f *testing.F) {
+	seed(f, "ignore")
+	f.Fuzz(func(t *testing.T, src string) {
+		g, err := ParseIgnore(".dockerignore", []byte(src))
+		if err != nil {
+			var e *Error
+			if !errors.As(err, &e) || e.Pos.File != ".dockerignore" {
+				t.Fatalf("%T without a place: %v", err, err)
+			}
+			return
+		}
+		for _, dir := range []string{"a", "a/b", "x", "x.go", ".git"} {
+			for _, name := range []string{"a", "b", "b/c", "x.go", "c/d/e"} {
+				ignored, line := g.Match(dir + "/" + name)
+				if ignored != (line > 0) {
+					t.Fatalf("%s/%s: ignored=%v by line %d", dir, name, ignored, line)
+				}
+				if g.Prune(dir) && !ignored {
+					t.Fatalf("%s is pruned, but %s/%s is not ignored: %q", dir, dir, name, g.Patterns())
+				}
+			}
+		}
+	})
+}
+
+// seed adds the files of that name in all cases.
+func seed(f *testing.F, name string) {
+	archives, err := filepath.Glob(filepath.Join(cases, "*.txtar"))
+	if err != nil || len(archives) == 0 {
+		f.Fatalf("no cases: %v", err)
+	}
+	for _, path := range archives {
+		raw, err := os.ReadFile(path)
+		if err != nil {
+			f.Fatal(err)
+		}
+		if src, ok := file(txtar.Parse(raw), name); ok {
+			f.Add(src)
+		}
+	}
+}

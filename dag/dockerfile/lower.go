@@ -1,0 +1,358 @@
+package dockerfile
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/containerd/platforms"
+	"github.com/moby/buildkit/frontend/dockerfile/instructions"
+
+	"img/dag"
+	"img/registry/image"
+)
+
+// A lowering makes the graph of a build.
+type lowering struct {
+	*build
+	ask    func(BaseRef) (*image.Image, error)
+	graph  dag.Graph
+	images map[baseKey]*root
+	proxy  []string
+}
+
+// A baseKey tells bases apart that are shared among stages.
+type baseKey struct {
+	outside  outside
+	platform string
+}
+
+// A root is a thing from outside in the graph.
+type root struct {
+	files dag.ID
+	image *image.Image // nil for a local context
+}
+
+// Lower makes the plan. base returns the image that a BaseRef stands for; it may be asked for more than Refs told, if triggers of base
+// images need more. With "# check=error=true", a violation is an error together with a Plan that holds only the Warnings.
+func Lower(f *File, o Options, base func(BaseRef) (*image.Image, error)) (*Plan, error) {
+	b, err := f.prepare(o)
+	if err != nil {
+		return nil, err
+	}
+	l := &lowering{build: b, ask: base, images: map[baseKey]*root{}, proxy: proxies(o)}
+	if err := l.reach(l.triggersOfImage); err != nil {
+		return nil, err
+	}
+	for _, s := range l.stages {
+		if !s.reachable {
+			continue
+		}
+		if err := l.stage(s); err != nil {
+			return nil, err
+		}
+	}
+	l.undeclared(l.declared)
+	if err := l.violation(); err != nil {
+		return &Plan{Warnings: l.sortedWarnings()}, err
+	}
+	return l.plan()
+}
+
+// stage lowers one stage. Those it needs come before it in the file, so they are done.
+func (l *lowering) stage(s *stage) error {
+	if err := l.begin(s); err != nil {
+		return err
+	}
+	for _, c := range s.commands {
+		lint := s.lint
+		s.lint = lint.WithMergedConfigFromComments(c.Comments())
+		if err := l.expand(s, c.Command); err != nil {
+			return l.f.located(err, l.f.at(c.Location()))
+		}
+		if err := l.instruction(s, c); err != nil {
+			return l.f.located(err, l.f.at(c.Location()))
+		}
+		s.lint = lint
+	}
+	for i, id := range s.steps {
+		v := l.graph.Vertex(id)
+		v.Step, v.Steps = i+1, len(s.steps)
+	}
+	s.lowered = true
+	return nil
+}
+
+// begin gives a stage what its base leaves it.
+func (l *lowering) begin(s *stage) error {
+	switch {
+	case s.base != nil:
+		s.inherit(s.base)
+	case s.outside.empty():
+		s.meta, s.config = emptyMeta(s.platform), runConfig{WorkingDir: "/"}
+	default:
+		if err := l.fromOutside(s); err != nil {
+			return err
+		}
+	}
+	s.config.OnBuild = nil
+	if s.replaced {
+		s.env = &environment{}
+		return nil
+	}
+	if !slices.ContainsFunc(s.config.Env, func(kv string) bool { return strings.HasPrefix(kv, "PATH=") }) && s.platform.OS != "windows" {
+		s.config.Env = append(s.config.Env, "PATH="+defaultPath)
+	}
+	if s.env == nil {
+		s.env = &environment{}
+	}
+	s.env = s.env.with(s.config.Env)
+	if s.config.WorkingDir != "" {
+		s.config.WorkingDir = joinDir("/", s.config.WorkingDir)
+	}
+	return nil
+}
+
+func (s *stage) inherit(base *stage) {
+	s.platform, s.image, s.files, s.layers, s.past = base.platform, base.image, base.files, base.layers, base.past
+	s.meta, s.config, s.env = base.meta, base.config.clone(), base.env
+	s.args, s.workdirSet = slices.Clip(base.args), base.workdirSet
+}
+
+// fromOutside begins a stage with an image, or with the files of a local context.
+func (l *lowering) fromOutside(s *stage) error {
+	r, err := l.root(s, s.outside, nil)
+	if err != nil {
+		return err
+	}
+	s.files = r.files
+	if r.image == nil {
+		s.meta, s.config = emptyMeta(s.platform), runConfig{WorkingDir: "/"}
+		s.layers = &layerList{of: r.files}
+		s.past = &history{entry: historyEntry{CreatedBy: "FROM " + s.outside.ref, Comment: exporterComment}}
+		return nil
+	}
+	base, err := readConfig(r.image)
+	if err != nil {
+		return l.f.fail(l.f.word(s.pos, s.outside.ref), fmt.Errorf("read the configuration of %s: %w", s.outside.ref, err))
+	}
+	s.image, s.meta, s.config = r.image, base.imageMeta, base.Config
+	for _, h := range base.History {
+		s.past = &history{entry: h, before: s.past}
+	}
+	if s.files != dag.Empty {
+		checkBasePlatform(s, s.outside.ref, s.platform, platforms.Platform{OS: base.OS, Architecture: base.Architecture, Variant: base.Variant})
+	}
+	if s.replaced && base.OS != "" && base.Architecture != "" {
+		s.platform = platforms.Platform{OS: base.OS, Architecture: base.Architecture, Variant: base.Variant, OSVersion: base.OSVersion}
+	}
+	return nil
+}
+
+// root returns the vertex of a thing from outside, the same for all who need it. c is the instruction that takes files from it, nil for FROM.
+func (l *lowering) root(s *stage, x outside, c *command) (*root, error) {
+	if x.empty() {
+		return &root{files: dag.Empty}, nil
+	}
+	ref := l.baseRef(s, x, c)
+	key := baseKey{x, ref.Platform}
+	if r, ok := l.images[key]; ok {
+		return r, nil
+	}
+	v := &dag.Vertex{Pos: ref.Pos, Name: "FROM " + x.ref, Stage: s.label(), Platform: ref.Platform}
+	r := &root{files: dag.Empty}
+	if x.local != "" {
+		v.Op = &dag.Copy{Base: dag.Scratch, From: dag.Source{Context: x.local, Input: dag.Scratch}, Paths: []string{"."}, Dest: "/"}
+		r.files = l.graph.Add(v)
+		l.images[key] = r
+		return r, nil
+	}
+	img, err := l.ask(ref)
+	if err != nil {
+		return nil, l.missing(ref, err)
+	}
+	r.image = img
+	if len(img.Layers) > 0 {
+		v.Op = imageOp(img, x)
+		r.files = l.graph.Add(v)
+	}
+	if c == nil && r.files != dag.Empty {
+		s.steps = append(s.steps, r.files)
+	}
+	l.images[key] = r
+	return r, nil
+}
+
+// missing is the error for an image that is not to be had. Its name may have been meant for a stage's.
+func (l *lowering) missing(ref BaseRef, err error) error {
+	return &Error{Pos: ref.Pos, Err: fmt.Errorf("%s: %w", ref.Ref, err), Hint: didYouMean(nearest(ref.Ref, l.stageNames))}
+}
+
+func imageOp(img *image.Image, x outside) *dag.Image {
+	chain := image.ChainIDs(img.Layers)
+	op := &dag.Image{ChainID: chain[len(chain)-1].String(), Ref: x.ref, Layers: layers(img), Source: x.layout}
+	if op.Source == "" {
+		op.Source = "registry"
+	}
+	return op
+}
+
+func layers(img *image.Image) []dag.Layer {
+	var out []dag.Layer
+	for _, l := range img.Layers {
+		d := l.Descriptor
+		out = append(out, dag.Layer{DiffID: l.DiffID.String(), Digest: d.Digest.String(), Size: d.Size, MediaType: string(d.MediaType), URLs: d.URLs})
+	}
+	return out
+}
+
+// triggersOfImage returns the ONBUILD instructions of a stage's base image.
+func (l *lowering) triggersOfImage(s *stage) ([]string, error) {
+	if s.outside.local != "" {
+		return nil, nil
+	}
+	r, err := l.root(s, s.outside, nil)
+	if err != nil {
+		return nil, err
+	}
+	base, err := readConfig(r.image)
+	if err != nil {
+		return nil, l.f.fail(l.f.word(s.pos, s.outside.ref), fmt.Errorf("read the configuration of %s: %w", s.outside.ref, err))
+	}
+	return base.Config.OnBuild, nil
+}
+
+// source returns what an origin shows, as an input of the vertex that takes it.
+func (l *lowering) source(s *stage, from origin, c *command, in inputs) (dag.Source, error) {
+	if from.stage != nil {
+		return dag.Source{Input: in.ref(from.stage.files)}, nil
+	}
+	if from.outside.local != "" {
+		return dag.Source{Context: from.outside.local, Input: dag.Scratch}, nil
+	}
+	r, err := l.root(s, from.outside, c)
+	if err != nil {
+		return dag.Source{}, err
+	}
+	return dag.Source{Input: in.ref(r.files)}, nil
+}
+
+// expand replaces the variables of an instruction, in place. ARG does it itself, since a default that is not used is not looked at.
+func (l *lowering) expand(s *stage, c instructions.Command) error {
+	if _, ok := c.(*instructions.ArgCommand); ok {
+		return nil
+	}
+	if x, ok := c.(instructions.SupportsSingleWordExpansion); ok {
+		if err := x.Expand(func(word string) (string, error) { return l.expandWord(s, c, word) }); err != nil {
+			return err
+		}
+	}
+	x, ok := c.(instructions.SupportsSingleWordExpansionRaw)
+	if !ok {
+		return nil
+	}
+	return x.ExpandRaw(func(body string) (string, error) { return l.expandHeredoc(s, c, body) })
+}
+
+func (l *lowering) instruction(s *stage, c command) error {
+	switch i := c.Command.(type) {
+	case *instructions.RunCommand:
+		return l.run(s, c, i)
+	case *instructions.CopyCommand:
+		return l.copy(s, c, i)
+	case *instructions.AddCommand:
+		return l.add(s, c, i)
+	case *instructions.WorkdirCommand:
+		return l.workdir(s, c, i)
+	case *instructions.ArgCommand:
+		return l.arg(s, i)
+	case *instructions.ExposeCommand:
+		return l.expose(s, i)
+	}
+	return l.configure(s, c.Command)
+}
+
+// step adds the vertex of an instruction to the graph and its changes to the stage.
+func (l *lowering) step(s *stage, c command, v *dag.Vertex, name string) {
+	v.Pos, v.Stage, v.Platform = l.f.at(c.Location()), s.label(), formatPlatform(s.platform)
+	v.Name = upperKeyword(name)
+	if c.trigger {
+		v.Name = "ONBUILD " + v.Name
+	}
+	v.NoCache = l.o.NoCache || slices.ContainsFunc(l.o.NoCacheStages, func(n string) bool { return strings.EqualFold(n, s.label()) })
+	s.files = l.graph.Add(v)
+	s.steps = append(s.steps, s.files)
+	s.layers = &layerList{of: s.files, below: s.layers}
+}
+
+func upperKeyword(text string) string {
+	keyword, rest, ok := strings.Cut(text, " ")
+	if !ok {
+		return strings.ToUpper(text)
+	}
+	return strings.ToUpper(keyword) + " " + rest
+}
+
+// plan finishes the target.
+func (l *lowering) plan() (*Plan, error) {
+	t := l.target
+	config, err := l.finish(t)
+	if err != nil {
+		return nil, err
+	}
+	p := &Plan{Graph: &l.graph, Files: t.files, Manifest: dag.Empty, Config: config, Warnings: l.sortedWarnings()}
+	if l.o.Image {
+		p.Manifest = l.manifest(t, config)
+	}
+	return p, nil
+}
+
+// A layerList is the steps of a stage and of those it is FROM that make layers, last first. Lists share their tails.
+type layerList struct {
+	of    dag.ID
+	below *layerList
+}
+
+// manifest adds a Pack for each layer, and the Manifest.
+func (l *lowering) manifest(t *stage, config []byte) dag.ID {
+	compression := l.o.Compression
+	if compression == "" {
+		compression = dag.Gzip
+	}
+	var steps []dag.ID
+	for at := t.layers; at != nil; at = at.below {
+		steps = append(steps, at.of)
+	}
+	slices.Reverse(steps)
+	op := &dag.Manifest{Config: config, Docker: l.o.Docker, Epoch: l.epoch}
+	if t.image != nil {
+		op.BaseLayers = layers(t.image)
+	}
+	m := &dag.Vertex{Op: op, Name: "image", Stage: t.label(), Platform: formatPlatform(t.platform)}
+	in := inputs{m}
+	for _, step := range steps {
+		of := l.graph.Vertex(step)
+		pack := &dag.Pack{Of: 0, Compression: compression, Docker: l.o.Docker}
+		if l.o.RewriteTimes {
+			pack.Epoch = l.epoch
+		}
+		id := l.graph.Add(&dag.Vertex{Op: pack, Inputs: []dag.ID{step}, Pos: of.Pos, Name: "layer of " + of.Name, Stage: of.Stage, Platform: of.Platform})
+		op.Packs = append(op.Packs, in.ref(id))
+	}
+	return l.graph.Add(m)
+}
+
+// inputs adds to the inputs of a vertex.
+type inputs struct{ v *dag.Vertex }
+
+// ref returns the Ref of a vertex, as a new input if need be.
+func (in inputs) ref(id dag.ID) dag.Ref {
+	if id == dag.Empty {
+		return dag.Scratch
+	}
+	if i := slices.Index(in.v.Inputs, id); i >= 0 {
+		return dag.Ref(i)
+	}
+	in.v.Inputs = append(in.v.Inputs, id)
+	return dag.Ref(len(in.v.Inputs) - 1)
+}

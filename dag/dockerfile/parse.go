@@ -1,0 +1,183 @@
+package dockerfile
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/moby/buildkit/frontend/dockerfile/instructions"
+	"github.com/moby/buildkit/frontend/dockerfile/linter"
+	"github.com/moby/buildkit/frontend/dockerfile/parser"
+
+	"img/dag"
+)
+
+// Limits of what a Dockerfile may hold. They are far above what people write, and keep a hostile file from costing more than its size.
+const (
+	maxFile    = 16 << 20
+	maxLine    = 1 << 20 // a logical line, continuations joined
+	maxHeredoc = 4 << 20
+	maxStages  = 2000
+	maxNesting = 100 // of ${a:-${b:-...}}
+)
+
+// A File is a parsed Dockerfile. It is not changed by Refs and Lower, so it may be lowered for several platforms, also at once.
+type File struct {
+	name   string
+	lines  []string
+	nodes  []*parser.Node
+	escape rune
+	// check is the text of "# check=".
+	check string
+	// emptyContinuations are the ends of lines with an empty line inside a continuation.
+	emptyContinuations []dag.Pos
+}
+
+// Parse reads a Dockerfile. name is used in positions.
+func Parse(name string, src []byte) (*File, error) {
+	f := &File{name: name}
+	if len(src) > maxFile {
+		return nil, f.fail(dag.Pos{}, fmt.Errorf("the file is larger than %d MiB", maxFile>>20))
+	}
+	if len(src) == 0 {
+		return nil, f.fail(dag.Pos{}, errors.New("the Dockerfile cannot be empty"))
+	}
+	f.lines = strings.Split(string(src), "\n")
+	if syntax, _, at, ok := parser.DetectSyntax(src); ok && !ownSyntax(syntax) {
+		return nil, f.foreign(syntax, f.at(at))
+	}
+	parsed, err := parser.Parse(bytes.NewReader(src))
+	if err != nil {
+		return nil, f.located(err, dag.Pos{})
+	}
+	f.nodes, f.escape = parsed.AST.Children, parsed.EscapeToken
+	f.check, _, _, _ = parser.ParseDirective("check", src)
+	for _, w := range parsed.Warnings {
+		if w.URL == linter.RuleNoEmptyContinuation.URL {
+			f.emptyContinuations = append(f.emptyContinuations, f.at([]parser.Range{*w.Location}))
+		}
+	}
+	if err := f.checkLimits(); err != nil {
+		return nil, err
+	}
+	if _, err := linter.ParseLintOptions(f.check); err != nil {
+		return nil, f.fail(dag.Pos{}, fmt.Errorf("parse check options: %w", err))
+	}
+	if _, _, err = f.read(silent()); err != nil {
+		return nil, err
+	}
+	return f, nil
+}
+
+// ownSyntax reports whether a front end image's language is the one read here.
+func ownSyntax(ref string) bool {
+	if ref == "dockerfile.v0" {
+		return true
+	}
+	repo, _, _ := strings.Cut(ref, "@")
+	repo, _, _ = strings.Cut(strings.TrimPrefix(repo, "docker.io/"), ":")
+	return repo == "docker/dockerfile" || repo == "docker/dockerfile-upstream"
+}
+
+func (f *File) foreign(ref string, pos dag.Pos) error {
+	return &Error{Pos: f.named(pos), Err: fmt.Errorf("the front end %q is not supported: only the language of docker/dockerfile is", ref),
+		Hint: "remove the syntax directive if the file is a plain Dockerfile"}
+}
+
+func (f *File) checkLimits() error {
+	for _, n := range f.nodes {
+		pos := f.at(n.Location())
+		if len(n.Original) > maxLine {
+			return f.fail(pos, fmt.Errorf("a line is longer than %d MiB", maxLine>>20))
+		}
+		deep := nesting(n.Original) > maxNesting && !strings.EqualFold(n.Value, "run")
+		for _, h := range n.Heredocs {
+			if len(h.Content) > maxHeredoc {
+				return f.fail(pos, fmt.Errorf("heredoc %s is larger than %d MiB", h.Name, maxHeredoc>>20))
+			}
+			deep = deep || h.Expand && nesting(h.Content) > maxNesting && !strings.EqualFold(n.Value, "run")
+		}
+		if deep {
+			return f.fail(pos, fmt.Errorf("variables are nested deeper than %d", maxNesting))
+		}
+	}
+	return nil
+}
+
+// nesting returns how deep "${" stand in each other.
+func nesting(s string) (deepest int) {
+	depth := 0
+	for i := 0; i < len(s); i++ {
+		switch {
+		case s[i] == '$' && i+1 < len(s) && s[i+1] == '{':
+			depth++
+			deepest = max(deepest, depth)
+		case s[i] == '}' && depth > 0:
+			depth--
+		}
+	}
+	return deepest
+}
+
+// silent is a linter that says nothing. A nil one does not do: BuildKit's package crashes on it where a check directive precedes an instruction.
+func silent() *linter.Linter { return linter.New(&linter.Config{}) }
+
+// read makes typed instructions. They are made anew for every use, because expanding variables changes them.
+func (f *File) read(lint *linter.Linter) (stages []instructions.Stage, globals []instructions.ArgCommand, err error) {
+	for _, n := range f.nodes {
+		v, err := instructions.ParseInstructionWithLinter(n, lint)
+		if err != nil {
+			return nil, nil, f.instructionError(err, n)
+		}
+		switch v := v.(type) {
+		case *instructions.Stage:
+			stages = append(stages, *v)
+			if len(stages) > maxStages {
+				return nil, nil, f.fail(f.at(n.Location()), fmt.Errorf("more than %d stages", maxStages))
+			}
+		case *instructions.ArgCommand:
+			if len(stages) == 0 {
+				globals = append(globals, *v)
+				continue
+			}
+			stages[len(stages)-1].AddCommand(v)
+		case instructions.Command:
+			if len(stages) == 0 {
+				return nil, nil, &Error{Pos: f.at(n.Location()), Err: errors.New("no build stage in current context"), Hint: "begin with FROM"}
+			}
+			stages[len(stages)-1].AddCommand(v)
+		default:
+			return nil, nil, f.fail(f.at(n.Location()), fmt.Errorf("%T is not a command type", v))
+		}
+	}
+	if len(stages) == 0 {
+		return nil, nil, &Error{Pos: dag.Pos{File: f.name}, Err: errors.New("dockerfile contains no stages to build"), Hint: "begin with FROM"}
+	}
+	return stages, globals, nil
+}
+
+// at makes a position of BuildKit's list of lines.
+func (f *File) at(ranges []parser.Range) dag.Pos {
+	pos := dag.Pos{File: f.name}
+	for _, r := range ranges {
+		if pos.Line == 0 || r.Start.Line < pos.Line {
+			pos.Line = r.Start.Line
+		}
+		pos.End = max(pos.End, r.End.Line)
+	}
+	return pos
+}
+
+// word narrows a position to the first place of a word in it.
+func (f *File) word(pos dag.Pos, word string) dag.Pos {
+	if word == "" {
+		return pos
+	}
+	for i := max(pos.Line, 1); i <= pos.End && i <= len(f.lines); i++ {
+		if col := strings.Index(f.lines[i-1], word); col >= 0 {
+			return dag.Pos{File: pos.File, Line: i, End: i, Col: col + 1}
+		}
+	}
+	return pos
+}

@@ -1,0 +1,179 @@
+package dockerfile
+
+import (
+	"encoding/json"
+	"fmt"
+	"reflect"
+	"strings"
+
+	"img/dag"
+)
+
+// String prints a plan for people: a line a vertex, then the configuration and the history.
+//
+//	0 image  linux/amd64  FROM alpine  [0 1/2 Dockerfile:1]  ref="alpine" chain="sha256:…"
+//	1 run    linux/amd64  RUN make  [0 2/2 Dockerfile:2]  <-0  args=["/bin/sh" "-c" "make"] …
+func (p *Plan) String() string {
+	var w strings.Builder
+	if p.Graph != nil {
+		for _, v := range p.Graph.Vertices {
+			writeVertex(&w, v)
+		}
+	}
+	fmt.Fprintf(&w, "files %s\n", vertexName(p.Files))
+	if p.Manifest != dag.Empty {
+		fmt.Fprintf(&w, "image %s\n", vertexName(p.Manifest))
+	}
+	writeConfig(&w, p.Config)
+	for _, x := range p.Warnings {
+		fmt.Fprintf(&w, "warning %s: %s: %s\n", x.Pos, x.Rule, x.Text)
+	}
+	return w.String()
+}
+
+func vertexName(id dag.ID) string {
+	if id == dag.Empty {
+		return scratch
+	}
+	return fmt.Sprint(int(id))
+}
+
+func writeVertex(w *strings.Builder, v *dag.Vertex) {
+	fmt.Fprintf(w, "%d %s %s %s [%s", v.ID, v.Op.Kind(), v.Platform, quoteControl(v.Name), v.Stage)
+	if v.Steps > 0 {
+		fmt.Fprintf(w, " %d/%d", v.Step, v.Steps)
+	}
+	if !v.Pos.IsZero() {
+		fmt.Fprintf(w, " %s", v.Pos)
+	}
+	w.WriteString("]")
+	for i, id := range v.Inputs {
+		fmt.Fprintf(w, "%s%d", map[bool]string{true: " <-", false: ","}[i == 0], id)
+	}
+	if v.NoCache {
+		w.WriteString(" no-cache")
+	}
+	for _, f := range details(v.Op) {
+		w.WriteString(" " + f)
+	}
+	w.WriteString("\n")
+}
+
+// quoteControl keeps a vertex on its line.
+func quoteControl(s string) string {
+	q := fmt.Sprintf("%q", s)
+	return strings.ReplaceAll(q[1:len(q)-1], `\"`, `"`)
+}
+
+// details are an op's fields as "name=value", those with their zero value left out. Refs that say nothing new are left out too.
+func details(op dag.Op) []string {
+	switch op := op.(type) {
+	case *dag.Image:
+		return fields("ref", op.Ref, "chain", op.ChainID, "source", op.Source)
+	case *dag.Run:
+		f := fields("args", op.Args, "env", op.Env, "proxy", op.ProxyEnv, "dir", op.Dir, "user", op.User, "hostname", op.Hostname,
+			"network", op.Network, "security", op.Security, "script", string(op.Script), "at", op.ScriptPath)
+		for _, m := range op.Mounts {
+			f = append(f, "mount=("+strings.Join(mountDetails(m), " ")+")")
+		}
+		for _, h := range op.Hosts {
+			f = append(f, fmt.Sprintf("host=%s:%s", h.Name, h.IP))
+		}
+		return f
+	case *dag.Copy:
+		f := fields("from", sourceName(op.From), "paths", op.Paths, "dest", op.Dest, "chown", op.Chown, "chmod", op.Chmod,
+			"unpack", op.Unpack, "exclude", op.Exclude, "parents", op.Parents, "link", op.Link)
+		for _, h := range op.Files {
+			f = append(f, fmt.Sprintf("file=%s:%q", h.Name, h.Data))
+		}
+		return f
+	case *dag.Mkdir:
+		return fields("path", op.Path, "user", op.User)
+	case *dag.Pack:
+		return fields("compression", op.Compression, "docker", op.Docker, "epoch", op.Epoch)
+	case *dag.Manifest:
+		return fields("base-layers", len(op.BaseLayers), "packs", len(op.Packs), "docker", op.Docker, "epoch", op.Epoch)
+	}
+	return nil
+}
+
+func mountDetails(m dag.Mount) []string {
+	return fields("type", m.Type, "target", m.Target, "from", sourceName(m.From), "source", m.Source, "ro", m.ReadOnly, "id", m.ID,
+		"sharing", m.Sharing, "size", m.Size, "required", m.Required, "env", m.Env, "mode", m.Mode, "uid", m.UID, "gid", m.GID)
+}
+
+// sourceName is a context's name, or "<-N" for the N-th input.
+func sourceName(s dag.Source) string {
+	switch {
+	case s.Context != "":
+		return s.Context
+	case s.Input == dag.Scratch:
+		return ""
+	}
+	return fmt.Sprintf("input:%d", s.Input)
+}
+
+// fields formats pairs of name and value.
+func fields(pairs ...any) (out []string) {
+	for i := 0; i < len(pairs); i += 2 {
+		v := reflect.ValueOf(pairs[i+1])
+		if v.IsZero() || v.Kind() == reflect.Slice && v.Len() == 0 {
+			continue
+		}
+		if v.Kind() == reflect.Pointer {
+			v = v.Elem()
+		}
+		if v.Kind() == reflect.Bool {
+			out = append(out, fmt.Sprint(pairs[i]))
+			continue
+		}
+		out = append(out, fmt.Sprintf("%s=%s", pairs[i], quoted(v.Interface())))
+	}
+	return out
+}
+
+func quoted(v any) string {
+	switch v := v.(type) {
+	case string:
+		if v == "" || strings.ContainsAny(v, " \"()=\n\t") {
+			return fmt.Sprintf("%q", v)
+		}
+		return v
+	case []string:
+		return fmt.Sprintf("%q", v)
+	}
+	return fmt.Sprint(v)
+}
+
+// writeConfig prints a configuration: a line a field, and a line for each entry of the history, with "+" where it has a layer.
+func writeConfig(w *strings.Builder, raw []byte) {
+	var c struct {
+		imageMeta
+		Config  map[string]json.RawMessage
+		History []historyEntry
+	}
+	if len(raw) == 0 || json.Unmarshal(raw, &c) != nil {
+		return
+	}
+	meta, _ := json.Marshal(c.imageMeta)
+	fmt.Fprintf(w, "platform %s\n", meta)
+	for _, f := range configFields {
+		if v, ok := c.Config[f]; ok {
+			fmt.Fprintf(w, "config %s %s\n", f, v)
+		}
+	}
+	for _, h := range c.History {
+		mark := "+"
+		if h.EmptyLayer {
+			mark = " "
+		}
+		fmt.Fprintf(w, "history %s %s", mark, quoteControl(h.CreatedBy))
+		if h.Comment != historyComment {
+			fmt.Fprintf(w, " (%s)", h.Comment)
+		}
+		w.WriteString("\n")
+	}
+}
+
+var configFields = []string{"User", "ExposedPorts", "Env", "Entrypoint", "Cmd", "Volumes", "WorkingDir", "Labels", "StopSignal", "ArgsEscaped",
+	"Healthcheck", "OnBuild", "Shell"}

@@ -1,0 +1,494 @@
+package dockerfile
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/containerd/platforms"
+	"github.com/distribution/reference"
+	"github.com/moby/buildkit/frontend/dockerfile/instructions"
+	"github.com/moby/buildkit/frontend/dockerfile/linter"
+	"github.com/moby/buildkit/frontend/dockerfile/parser"
+	"github.com/moby/buildkit/frontend/dockerfile/shell"
+
+	"img/dag"
+	"img/registry/image"
+)
+
+// scratch is the name of the empty base.
+const scratch = "scratch"
+
+// A build is a Dockerfile under given options: its stages and what they need, before any image is known.
+type build struct {
+	f    *File
+	o    Options
+	lex  *shell.Lex
+	lint *linter.Linter
+	// args are the build arguments and the caller's proxies; global is the scope of FROM.
+	args                    map[string]string
+	global                  *environment
+	globalNames             map[string]bool
+	epoch                   *int64
+	platform, buildPlatform platforms.Platform
+	stages                  []*stage
+	stageNames              []string
+	byName                  map[string]*stage // the last of a name
+	target                  *stage
+	warnings                []Warning
+	// declared are the names of all ARGs, for build arguments that nobody asks for.
+	declared map[string]bool
+}
+
+// A stage is FROM and what follows it. The lower part is filled while it is lowered.
+type stage struct {
+	index    int
+	name     string // "" without AS
+	source   instructions.Stage
+	pos      dag.Pos
+	lint     *linter.Linter
+	platform platforms.Platform
+	// One of these is what the stage begins with: an earlier stage, or something from outside.
+	base    *stage
+	outside outside
+	// replaced: a named context of the stage's name stands for it, and its instructions do not count.
+	replaced  bool
+	commands  []command
+	reachable bool
+
+	lowered        bool
+	image          *image.Image // the image at the root of the chain, nil for none
+	files          dag.ID
+	layers         *layerList
+	past           *history
+	config         runConfig
+	meta           imageMeta
+	env            *environment
+	args           []argument
+	steps          []dag.ID
+	workdirSet     bool
+	cmd, entry, hc []parser.Range
+}
+
+// label is the stage's name, or its index.
+func (s *stage) label() string {
+	if s.name != "" {
+		return s.name
+	}
+	return strconv.Itoa(s.index)
+}
+
+// A command is an instruction of a stage, with where it takes files from: one source for COPY --from, one for each mount of RUN.
+type command struct {
+	instructions.Command
+	from []origin
+	// trigger: an ONBUILD of the base.
+	trigger bool
+}
+
+// An origin is where files come from: a stage, something from outside, or neither.
+type origin struct {
+	stage   *stage
+	outside outside
+}
+
+// An outside is a thing that is no stage: an image, an image layout or a local directory. The zero value is scratch.
+type outside struct {
+	// ref is the name as written, after expansion; for a named context of an image, the image's.
+	ref string
+	// local is the name of a local context, instead of an image.
+	local string
+	// layout is the executor's source of an image layout.
+	layout string
+	// named is the name of the context that stands for an image.
+	named string
+}
+
+func (x outside) empty() bool { return x == outside{} }
+
+// prepare reads the file under options: scopes, stages, dependencies, target.
+func (f *File) prepare(o Options) (*build, error) {
+	b := &build{f: f, o: o, lex: shell.NewLex(f.escape), byName: map[string]*stage{}, declared: map[string]bool{}, globalNames: map[string]bool{}}
+	b.args = maps.Clone(o.ProxyArgs)
+	if b.args == nil {
+		b.args = map[string]string{}
+	}
+	maps.Copy(b.args, o.BuildArgs)
+	if syntax := b.args["BUILDKIT_SYNTAX"]; syntax != "" && !ownSyntax(syntax) {
+		return nil, f.foreign(syntax, dag.Pos{})
+	}
+	var err error
+	if b.lint, err = b.newLinter(); err != nil {
+		return nil, err
+	}
+	if err := b.readPlatforms(); err != nil {
+		return nil, err
+	}
+	sources, globals, err := f.read(b.lint)
+	if err != nil {
+		return nil, err
+	}
+	for _, st := range sources {
+		b.stageNames = append(b.stageNames, st.Name)
+	}
+	b.checkFile(sources, globals)
+	if err := b.scope(sources, globals); err != nil {
+		return nil, err
+	}
+	for i, st := range sources {
+		if err := b.addStage(i, st); err != nil {
+			return nil, err
+		}
+	}
+	if err := b.findTarget(); err != nil {
+		return nil, err
+	}
+	for _, s := range b.stages {
+		if err := b.addCommands(s); err != nil {
+			return nil, err
+		}
+	}
+	return b, b.circular()
+}
+
+func (b *build) readPlatforms() (err error) {
+	b.platform, b.buildPlatform = platforms.DefaultSpec(), platforms.DefaultSpec()
+	if b.o.Platform != "" {
+		if b.platform, err = platforms.Parse(b.o.Platform); err != nil {
+			return b.f.fail(dag.Pos{}, fmt.Errorf("platform %q: %w", b.o.Platform, err))
+		}
+		b.buildPlatform = b.platform
+	}
+	if b.o.BuildPlatform != "" {
+		if b.buildPlatform, err = platforms.Parse(b.o.BuildPlatform); err != nil {
+			return b.f.fail(dag.Pos{}, fmt.Errorf("build platform %q: %w", b.o.BuildPlatform, err))
+		}
+	}
+	return nil
+}
+
+// scope computes the global scope, and notes what is declared anywhere.
+func (b *build) scope(stages []instructions.Stage, globals []instructions.ArgCommand) (err error) {
+	if b.o.Epoch != nil {
+		b.args["SOURCE_DATE_EPOCH"] = strconv.FormatInt(*b.o.Epoch, 10)
+	}
+	if b.global, err = b.globalArgs(globals, b.args); err != nil {
+		return err
+	}
+	for _, g := range globals {
+		for _, a := range g.Args {
+			b.globalNames[a.Key], b.declared[a.Key] = true, true
+		}
+	}
+	for _, st := range stages {
+		for _, c := range st.Commands {
+			if arg, ok := c.(*instructions.ArgCommand); ok {
+				for _, a := range arg.Args {
+					b.declared[a.Key] = true
+				}
+			}
+		}
+	}
+	return b.resolveEpoch()
+}
+
+func (b *build) addStage(index int, st instructions.Stage) error {
+	s := &stage{index: index, name: st.Name, pos: b.f.at(st.Location), platform: b.platform, files: dag.Empty,
+		lint: b.lint.WithMergedConfigFromComments(st.Comments)}
+	word, err := b.lex.ProcessWordWithMatches(st.BaseName, b.global)
+	b.checkFrom(st, s.lint, word)
+	if err != nil {
+		return b.f.located(err, b.f.word(s.pos, st.BaseName))
+	}
+	if word.Result == "" {
+		e := &Error{Pos: b.f.word(s.pos, st.BaseName), Err: fmt.Errorf("base name (%s) should not be blank", st.BaseName)}
+		for name := range word.Unmatched {
+			e.Hint = didYouMean(nearest(name, b.global.Keys()))
+		}
+		return e
+	}
+	if err := b.stagePlatform(s, st); err != nil {
+		return err
+	}
+	written := st.BaseName
+	st.BaseName = word.Result
+	s.source = st
+	b.stages = append(b.stages, s)
+	if s.name != "" {
+		defer func() { b.byName[s.name] = s }()
+		if c, ok := b.context(s.name); ok {
+			s.replaced, s.outside = true, b.contextOutside(s.name, c)
+			return nil
+		}
+	}
+	if base, ok := b.byName[st.BaseName]; ok {
+		s.base = base
+		return nil
+	}
+	return b.stageBase(s, b.f.word(s.pos, written))
+}
+
+// stageBase gives a stage a base that is no stage.
+func (b *build) stageBase(s *stage, pos dag.Pos) (err error) {
+	if s.source.BaseName == scratch {
+		return nil
+	}
+	s.outside, err = b.outside(s.source.BaseName)
+	if err != nil {
+		return b.f.fail(pos, err)
+	}
+	b.lookAlikeStage(s, s.outside, b.stages[:s.index], pos)
+	return nil
+}
+
+func (b *build) stagePlatform(s *stage, st instructions.Stage) error {
+	if st.Platform == "" {
+		return nil
+	}
+	pos := b.f.word(s.pos, st.Platform)
+	word, err := b.lex.ProcessWordWithMatches(st.Platform, b.global)
+	b.checkFrom(st, s.lint, word)
+	if err != nil {
+		return b.f.located(fmt.Errorf("failed to process arguments for platform %s: %w", st.Platform, err), pos)
+	}
+	b.checkFromPlatform(st, s.lint, word)
+	hint := ""
+	for _, name := range slices.Sorted(maps.Keys(word.Unmatched)) {
+		hint = didYouMean(nearest(name, b.global.Keys()))
+	}
+	if word.Result == "" {
+		return &Error{Pos: pos, Err: fmt.Errorf("empty platform value from expression %s", st.Platform), Hint: hint}
+	}
+	if s.platform, err = platforms.Parse(word.Result); err != nil {
+		return &Error{Pos: pos, Err: fmt.Errorf("failed to parse platform %s: %w", st.Platform, err), Hint: hint}
+	}
+	return nil
+}
+
+// context returns the named build context of a name, as buildx writes names: familiar, without ":latest".
+func (b *build) context(name string) (Context, bool) {
+	if strings.EqualFold(name, scratch) || strings.EqualFold(name, dag.MainContext) {
+		return Context{}, false
+	}
+	if c, ok := b.o.Contexts[strings.ToLower(name)]; ok {
+		return c, true
+	}
+	named, err := reference.ParseNormalizedNamed(name)
+	if err != nil {
+		return Context{}, false
+	}
+	c, ok := b.o.Contexts[strings.ToLower(strings.TrimSuffix(reference.FamiliarString(named), ":latest"))]
+	return c, ok
+}
+
+func (b *build) contextOutside(name string, c Context) outside {
+	switch {
+	case c.Local:
+		return outside{ref: name, local: contextKey(b.o.Contexts, name)}
+	case c.Layout != "":
+		return outside{ref: name, layout: c.Layout}
+	case c.Image == scratch:
+		return outside{}
+	}
+	return outside{ref: c.Image, named: name}
+}
+
+// contextKey returns the name under which the executor knows a context.
+func contextKey(contexts map[string]Context, name string) string {
+	if _, ok := contexts[strings.ToLower(name)]; ok {
+		return strings.ToLower(name)
+	}
+	named, err := reference.ParseNormalizedNamed(name)
+	if err != nil {
+		return name
+	}
+	return strings.ToLower(strings.TrimSuffix(reference.FamiliarString(named), ":latest"))
+}
+
+// outside finds what a name that is no stage stands for: a named context, else an image.
+func (b *build) outside(name string) (outside, error) {
+	if c, ok := b.context(name); ok {
+		return b.contextOutside(name, c), nil
+	}
+	if _, err := reference.ParseNormalizedNamed(name); err != nil {
+		return outside{}, fmt.Errorf("failed to parse stage name %q: %w", name, err)
+	}
+	return outside{ref: name}, nil
+}
+
+// lookAlikeStage warns of an image name that is probably meant to be a stage's.
+func (b *build) lookAlikeStage(s *stage, x outside, stages []*stage, pos dag.Pos) {
+	if x.ref == "" || x.local != "" || x.layout != "" || x.named != "" || strings.ContainsAny(x.ref, "/:@.") {
+		return
+	}
+	names := make([]string, len(stages))
+	for i, other := range stages {
+		names[i] = other.name
+	}
+	if near := nearest(x.ref, names); near != "" {
+		b.warn(s.lint, ruleStageLookAlike, pos, suggest(fmt.Sprintf("%q is no stage and is taken for an image", x.ref), near))
+	}
+}
+
+func (b *build) findTarget() error {
+	if b.o.Target == "" {
+		b.target = b.stages[len(b.stages)-1]
+		return nil
+	}
+	s, ok := b.byName[strings.ToLower(b.o.Target)]
+	if !ok {
+		return &Error{Pos: dag.Pos{File: b.f.name}, Err: fmt.Errorf("target stage %q could not be found", b.o.Target),
+			Hint: didYouMean(nearest(b.o.Target, b.stageNames))}
+	}
+	b.target = s
+	return nil
+}
+
+func (b *build) addCommands(s *stage) error {
+	if s.replaced {
+		return nil
+	}
+	for _, c := range s.source.Commands {
+		cmd, err := b.command(s, c)
+		if err != nil {
+			return err
+		}
+		s.commands = append(s.commands, cmd)
+	}
+	return nil
+}
+
+// command finds where an instruction takes files from.
+func (b *build) command(s *stage, c instructions.Command) (command, error) {
+	cmd := command{Command: c}
+	switch c := c.(type) {
+	case *instructions.CopyCommand:
+		if c.From == "" {
+			return cmd, nil
+		}
+		from, err := b.copyFrom(s, c)
+		cmd.from = []origin{from}
+		return cmd, err
+	case *instructions.RunCommand:
+		for _, m := range instructions.GetMounts(c) {
+			from, err := b.origin(s, m.From, b.f.at(c.Location()))
+			if err != nil {
+				return cmd, err
+			}
+			cmd.from = append(cmd.from, from)
+		}
+	}
+	return cmd, nil
+}
+
+func (b *build) copyFrom(s *stage, c *instructions.CopyCommand) (origin, error) {
+	pos := b.f.word(b.f.at(c.Location()), c.From)
+	word, err := b.lex.ProcessWordWithMatches(c.From, &environment{})
+	if err != nil {
+		return origin{}, b.f.located(err, pos)
+	}
+	if word.Result != c.From {
+		return origin{}, b.f.fail(pos, errors.New("variable expansion is not supported for --from, define a new stage with FROM using ARG from global scope as a workaround"))
+	}
+	return b.origin(s, c.From, pos)
+}
+
+// origin finds a --from: a stage by name or number, a named context, or an image.
+func (b *build) origin(s *stage, name string, pos dag.Pos) (origin, error) {
+	if name == "" || name == scratch {
+		return origin{}, nil
+	}
+	pos = b.f.word(pos, name)
+	if i, err := strconv.Atoi(name); err == nil {
+		if i < 0 || i >= len(b.stages) {
+			return origin{}, b.f.fail(pos, fmt.Errorf("invalid stage index %d", i))
+		}
+		return origin{stage: b.stages[i]}, nil
+	}
+	if other, ok := b.byName[strings.ToLower(name)]; ok {
+		return origin{stage: other}, nil
+	}
+	x, err := b.outside(name)
+	if err != nil {
+		return origin{}, &Error{Pos: pos, Err: err, Hint: didYouMean(nearest(name, b.stageNames))}
+	}
+	b.lookAlikeStage(s, x, b.stages, pos)
+	return origin{outside: x}, nil
+}
+
+// circular reports stages that need each other. A stage can name a later one, so the graph of --from may have circles.
+func (b *build) circular() error {
+	const open, done = 1, 2
+	state := make([]int, len(b.stages))
+	type frame struct {
+		stage *stage
+		needs []need
+	}
+	for _, s := range b.stages {
+		if state[s.index] == done {
+			continue
+		}
+		state[s.index] = open
+		for path := []frame{{s, s.needs()}}; len(path) > 0; {
+			top := &path[len(path)-1]
+			if len(top.needs) == 0 {
+				state[top.stage.index] = done
+				path = path[:len(path)-1]
+				continue
+			}
+			next := top.needs[0]
+			top.needs = top.needs[1:]
+			switch state[next.stage.index] {
+			case open:
+				return b.f.fail(b.f.at(next.at.Location()), fmt.Errorf("circular dependency detected on stage: %s", next.stage.label()))
+			case 0:
+				state[next.stage.index] = open
+				path = append(path, frame{next.stage, next.stage.needs()})
+			}
+		}
+	}
+	return nil
+}
+
+// A need is another stage that an instruction takes files from.
+type need struct {
+	stage *stage
+	at    instructions.Command
+}
+
+func (s *stage) needs() (needs []need) {
+	for _, c := range s.commands {
+		for _, from := range c.from {
+			if from.stage != nil {
+				needs = append(needs, need{from.stage, c.Command})
+			}
+		}
+	}
+	return needs
+}
+
+// reach marks the stages that the target needs. Triggers of bases join their stage's commands on the way, since they may need more;
+// those of images come from imageTriggers.
+func (b *build) reach(imageTriggers func(*stage) ([]string, error)) error {
+	for work := []*stage{b.target}; len(work) > 0; {
+		s := work[len(work)-1]
+		work = work[:len(work)-1]
+		if s.reachable {
+			continue
+		}
+		s.reachable = true
+		if err := b.addTriggers(s, imageTriggers); err != nil {
+			return err
+		}
+		if s.base != nil {
+			work = append(work, s.base)
+		}
+		for _, n := range s.needs() {
+			work = append(work, n.stage)
+		}
+	}
+	return nil
+}
