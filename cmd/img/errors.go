@@ -1,0 +1,304 @@
+package main
+
+// The rules of output:
+//
+//   - Results go to standard output, everything else to standard error.
+//   - What img itself says begins with "img: ": no capital, no full stop, one sentence.
+//     "img: error: " ends the run, "img: warning: " and "img: note: " do not, "img: hint: " says what to do about it.
+//   - A place is FILE:LINE:COLUMN, followed by the lines with >>> in front of the guilty ones.
+//   - What an input said passes progress.Clean.
+//   - Exit codes are the exit* constants, chosen in exitCode alone.
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"img/cmd/img/progress"
+	"img/dag"
+	"img/dag/dockerfile"
+	"img/engine"
+	"img/exec/sandbox"
+	"img/userns"
+)
+
+// Exit codes. Codes of signals are 128 + the signal's number.
+const (
+	exitOK       = 0
+	exitBuild    = 1   // the build failed
+	exitUsage    = 2   // the command line or the Dockerfile is wrong
+	exitFindings = 3   // --check found something
+	exitSource   = 10  // a source, a registry or credentials
+	exitPush     = 11  // a push
+	exitHost     = 20  // this host is not able
+	exitBug      = 100 // a bug of ours
+)
+
+// A coded is an error whose exit code, and perhaps hint, is known where it happens.
+type coded struct {
+	err  error
+	code int
+	hint string
+}
+
+func (e *coded) Error() string { return e.err.Error() }
+func (e *coded) Unwrap() error { return e.err }
+
+// withCode gives err an exit code; nil stays nil.
+func withCode(code int, err error) error {
+	if err == nil {
+		return nil
+	}
+	return &coded{err: err, code: code}
+}
+
+// withHint gives err an exit code and a hint; nil stays nil.
+func withHint(code int, err error, format string, args ...any) error {
+	if err == nil {
+		return nil
+	}
+	return &coded{err: err, code: code, hint: fmt.Sprintf(format, args...)}
+}
+
+// usagef is a mistake on the command line.
+func usagef(format string, args ...any) error {
+	return &coded{err: fmt.Errorf(format, args...), code: exitUsage}
+}
+
+// sourceError is a failure of a source, a registry or credentials; pushError of a push.
+func sourceError(err error) error { return withCode(exitSource, err) }
+func pushError(err error) error   { return withCode(exitPush, err) }
+
+// notef and warnf say something that does not end the run.
+func notef(w io.Writer, format string, args ...any) { say(w, "note", fmt.Sprintf(format, args...)) }
+func warnf(w io.Writer, format string, args ...any) { say(w, "warning", fmt.Sprintf(format, args...)) }
+
+func say(w io.Writer, kind, text string) {
+	fmt.Fprintf(w, "img: %s: %s\n", kind, progress.Clean(text))
+}
+
+// warnDockerfile says a finding about the Dockerfile.
+func warnDockerfile(w io.Writer, f dockerfile.Warning) {
+	text := f.Text
+	if f.Rule != "" {
+		text += " (" + f.Rule + ")"
+	}
+	if !f.Pos.IsZero() {
+		text = f.Pos.String() + ": " + text
+	}
+	say(w, "warning", text)
+}
+
+// report says what went wrong, if anything did, and returns the exit code.
+func report(ctx context.Context, g *Globals, err error) int {
+	err = fromWire(err)
+	if err == nil {
+		return exitOK
+	}
+	code := exitCode(ctx, err)
+	pos, text := describe(err)
+	if !pos.IsZero() {
+		text = pos.String() + ": " + text
+	}
+	say(g.stderr, "error", strings.TrimRight(text, "\n"))
+	if !pos.IsZero() {
+		fmt.Fprint(g.stderr, excerpt(pos, g.sources[pos.File]))
+	}
+	if h := hint(err, g); h != "" {
+		say(g.stderr, "hint", h)
+	}
+	return code
+}
+
+// exitCode chooses the exit code. What stands first wins: a build that a signal ended is interrupted, whatever its
+// steps said when they were stopped.
+func exitCode(ctx context.Context, err error) int {
+	var stopped interrupted
+	if errors.As(context.Cause(ctx), &stopped) || errors.As(err, &stopped) {
+		return stopped.code()
+	}
+	var host *userns.Error
+	if errors.As(err, &host) || isDiskFull(err) {
+		return exitHost
+	}
+	var known *coded
+	if errors.As(err, &known) {
+		return known.code
+	}
+	var bad *dockerfile.Error
+	if errors.As(err, &bad) {
+		return exitUsage
+	}
+	var bug *crash
+	if errors.As(err, &bug) {
+		return exitBug
+	}
+	return exitBuild
+}
+
+// describe splits an error into the place, if it has one, and the words.
+func describe(err error) (dag.Pos, string) {
+	var vertex *engine.VertexError
+	var bad *dockerfile.Error
+	switch {
+	case errors.As(err, &vertex):
+		text := fromWire(vertex.Err).Error()
+		if exit := exitText(vertex); exit != "" {
+			text = exit
+		}
+		if vertex.Vertex.Pos.IsZero() {
+			text = vertex.Vertex.Name + ": " + text
+		}
+		return vertex.Vertex.Pos, text
+	case errors.As(err, &bad):
+		return bad.Pos, bad.Err.Error()
+	}
+	return dag.Pos{}, err.Error()
+}
+
+// exitText is BuildKit's sentence for a RUN whose process failed; tools look for it.
+func exitText(e *engine.VertexError) string {
+	var exit *sandbox.ExitError
+	run, ok := e.Vertex.Op.(*dag.Run)
+	if !ok || !errors.As(fromWire(e.Err), &exit) {
+		return ""
+	}
+	how := fmt.Sprintf("exit code: %d", exit.Code)
+	if exit.Signal > 0 {
+		how = fmt.Sprintf("killed by signal %d (%s)", exit.Signal, syscall.Signal(exit.Signal))
+	}
+	return fmt.Sprintf("process %q did not complete successfully: %s", strings.Join(run.Args, " "), how)
+}
+
+// excerpt shows the lines of a position with two lines around them; "" when the text is not known.
+//
+//	Dockerfile:2
+//	--------------------
+//	   1 |     FROM busybox
+//	   2 | >>> RUN false
+//	--------------------
+func excerpt(pos dag.Pos, text []byte) string {
+	lines := strings.Split(strings.TrimRight(string(text), "\n"), "\n")
+	if len(text) == 0 || pos.Line > len(lines) {
+		return ""
+	}
+	end := min(max(pos.End, pos.Line), len(lines))
+	const around, rule = 2, "--------------------\n"
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s:%d\n%s", progress.Clean(pos.File), pos.Line, rule)
+	for n := max(pos.Line-around, 1); n <= min(end+around, len(lines)); n++ {
+		mark := "   "
+		if n >= pos.Line && n <= end {
+			mark = ">>>"
+		}
+		line := progress.Clean(strings.TrimRight(lines[n-1], "\r"))
+		b.WriteString(strings.TrimRight(fmt.Sprintf("%4d | %s %s", n, mark, line), " ") + "\n")
+		if n == pos.Line && pos.Col > 0 {
+			fmt.Fprintf(&b, "     |     %s^\n", indent(lines[n-1], pos.Col-1))
+		}
+	}
+	return b.String() + rule
+}
+
+// indent is the white space that puts a caret below a column: tabs stay tabs, so that they are as wide as above.
+func indent(line string, columns int) string {
+	var b strings.Builder
+	for i, r := range line {
+		if i >= columns {
+			break
+		}
+		if r != '\t' {
+			r = ' '
+		}
+		b.WriteRune(r)
+	}
+	return b.String()
+}
+
+// hint is what to do about an error, "" if we do not know.
+func hint(err error, g *Globals) string {
+	var known *coded
+	var host *userns.Error
+	var bad *dockerfile.Error
+	var bug *crash
+	switch {
+	case errors.As(err, &known) && known.hint != "":
+		return known.hint
+	case errors.As(err, &host):
+		return host.Remedy
+	case isDiskFull(err):
+		return diskHint(err, g)
+	case errors.As(err, &bad):
+		return bad.Hint
+	case errors.As(err, &bug):
+		return "this is a bug in img; the stack above belongs into the report"
+	}
+	return ""
+}
+
+func isDiskFull(err error) bool {
+	return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)
+}
+
+// diskHint names the file system that is full.
+func diskHint(err error, g *Globals) string {
+	dir, stateErr := g.stateDir()
+	var st unix.Statfs_t
+	if stateErr != nil || unix.Statfs(dir, &st) != nil {
+		return "`img prune` frees what no image needs"
+	}
+	free := humanSize(int64(st.Bavail) * st.Bsize)
+	if errors.Is(err, syscall.EDQUOT) {
+		return fmt.Sprintf("the quota for %s is used up (the file system has %s free); `img prune` frees what no image needs", dir, free)
+	}
+	return fmt.Sprintf("the file system of %s has %s and %d inodes free; `img prune` frees what no image needs", dir, free, st.Ffree)
+}
+
+// A crash is a panic that was caught, with its stack printed already.
+type crash struct{ value any }
+
+func (e *crash) Error() string { return fmt.Sprintf("internal error: %v", e.value) }
+
+// usageError makes a mistake that kong found ours.
+func usageError(args []string, err error) error {
+	var known *coded
+	if err == nil || errors.As(err, &known) {
+		return err
+	}
+	if a := lookAlike(args); a != "" {
+		return withHint(exitUsage, err, "%q begins with a dash that is not the ASCII one; type %q", a, "--"+strings.TrimLeft(a, dashes))
+	}
+	if rest, ok := strings.CutPrefix(err.Error(), "unexpected argument "); ok && len(args) > 0 && rest == firstWord(args) {
+		return withHint(exitUsage, fmt.Errorf("'%s' is not an img command", rest), "see 'img --help'")
+	}
+	return withCode(exitUsage, err)
+}
+
+// dashes are what editors and web pages make of "--".
+const dashes = "\u2010\u2011\u2012\u2013\u2014\u2015\u2212\ufe58\ufe63\uff0d"
+
+func lookAlike(args []string) string {
+	for _, a := range args {
+		if a == "--" {
+			break
+		}
+		if strings.IndexAny(a, dashes) == 0 {
+			return a
+		}
+	}
+	return ""
+}
+
+func firstWord(args []string) string {
+	for _, a := range args {
+		if !strings.HasPrefix(a, "-") {
+			return a
+		}
+	}
+	return ""
+}

@@ -1,0 +1,213 @@
+// Command img builds container images from Dockerfiles: no daemon, no root, its own engine.
+//
+// This package is the command line: flags, the order of things, and the voice. What it says and how it exits is in
+// errors.go, and nowhere else.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+
+	"github.com/alecthomas/kong"
+
+	"img/exec/sandbox"
+	"img/userns"
+)
+
+// Set by the linker: -X main.version=... -X main.commit=...
+var (
+	version = "dev"
+	commit  = ""
+)
+
+// Globals are the options of every command, and the world that commands see.
+type Globals struct {
+	State   string   `short:"s" placeholder:"DIR" help:"State directory (default: $$XDG_DATA_HOME/img, $$HOME/.local/share/img, /tmp/img)."`
+	Backend string   `short:"b" default:"auto" enum:"auto,overlayfs,fuse-overlayfs,native" help:"How file systems are kept: auto, overlayfs, native (copies)."`
+	Debug   bool     `short:"d" help:"Say more on standard error."`
+	Config  string   `placeholder:"FILE" help:"Configuration file (default: $$XDG_CONFIG_HOME/img/config.toml)."`
+	Help    helpFlag `short:"h" help:"Show help."`
+
+	stdin          io.Reader
+	stdout, stderr io.Writer
+	getenv         func(string) string
+	// settings is where values that no flag gave come from.
+	settings *settings
+	// model is the grammar, for `img config`, `img help`.
+	model *kong.Kong
+	// sources are the texts of Dockerfiles by the file name in their positions, for excerpts in errors.
+	sources map[string][]byte
+}
+
+// addSource keeps a Dockerfile's text, so that errors can show its lines.
+func (g *Globals) addSource(name string, text []byte) {
+	if g.sources == nil {
+		g.sources = map[string][]byte{}
+	}
+	g.sources[name] = text
+}
+
+// stateDir is the state directory in force, made and checked.
+func (g *Globals) stateDir() (string, error) { return stateDir(g.State, g.getenv) }
+
+// debugf says something that is only wanted with -d.
+func (g *Globals) debugf(format string, args ...any) {
+	if g.Debug {
+		notef(g.stderr, format, args...)
+	}
+}
+
+// The commands stand before the globals: kong then lets a command give a short flag a meaning of its own.
+type grammar struct {
+	Build   BuildCmd   `cmd:"" aliases:"bud" help:"Build an image from a Dockerfile."`
+	Buildx  buildxCmd  `cmd:"" hidden:"" help:"For scripts that say buildx build."`
+	Ls      LsCmd      `cmd:"" aliases:"images" help:"List images."`
+	Pull    PullCmd    `cmd:"" help:"Pull images from a registry."`
+	Push    PushCmd    `cmd:"" help:"Push images to a registry."`
+	Tag     TagCmd     `cmd:"" help:"Give an image another name."`
+	Rm      RmCmd      `cmd:"" aliases:"rmi" help:"Remove images."`
+	Inspect InspectCmd `cmd:"" help:"Print an image's configuration as JSON."`
+	History HistoryCmd `cmd:"" help:"Show the steps an image was made by."`
+	Save    SaveCmd    `cmd:"" help:"Write images to a tar archive."`
+	Load    LoadCmd    `cmd:"" help:"Read images from a tar archive."`
+	Import  ImportCmd  `cmd:"" help:"Make an image of a root file system's tar."`
+	Unpack  UnpackCmd  `cmd:"" help:"Unpack an image's files into a directory."`
+	Login   LoginCmd   `cmd:"" help:"Log in to a registry."`
+	Logout  LogoutCmd  `cmd:"" help:"Log out from a registry."`
+	Du      DuCmd      `cmd:"" help:"Show what the state directory holds."`
+	Prune   PruneCmd   `cmd:"" help:"Remove what no image needs."`
+	Doctor  DoctorCmd  `cmd:"" help:"Show what this machine allows, and what to change."`
+	Unshare UnshareCmd `cmd:"" help:"Run a command in the user namespace of builds."`
+	Cfg     ConfigCmd  `cmd:"" name:"config" help:"Show each option's value and where it comes from."`
+	Version VersionCmd `cmd:"" help:"Show the version."`
+	Help    HelpCmd    `cmd:"" name:"help" help:"Show help for a command."`
+
+	Globals
+}
+
+type buildxCmd struct {
+	Build BuildCmd `cmd:"" help:"Build an image from a Dockerfile."`
+}
+
+// entries are the other lives of this program, by the name it is started under. They never return.
+var entries = map[string]func(){
+	"img-inner":   innerMain,
+	"img-extract": extractMain,
+	"img-unshare": unshareMain,
+}
+
+func init() {
+	// The processes that these packages start are this program again; they never come back from here.
+	userns.Init()
+	sandbox.Init()
+}
+
+func main() {
+	if entry, ok := entries[os.Args[0]]; ok {
+		entry()
+	}
+	os.Exit(run(os.Args[1:], Globals{stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr, getenv: os.Getenv}))
+}
+
+// run is the whole program but for the process: it returns the exit code.
+func run(args []string, world Globals) int {
+	ctx, stop := withSignals(context.Background(), world.stderr)
+	defer stop()
+	var g grammar
+	g.Globals = world
+	err := g.run(ctx, args)
+	return report(ctx, &g.Globals, err)
+}
+
+func (g *grammar) run(ctx context.Context, args []string) error {
+	if wantsVersion(args) {
+		return printShortVersion(g.stdout)
+	}
+	k, err := newParser(g)
+	if err != nil {
+		return err
+	}
+	g.model = k
+	if g.settings, err = loadSettings(args, g.getenv); err != nil {
+		return err
+	}
+	if len(args) == 0 {
+		args = []string{"--help"}
+	}
+	cmd, err := k.Parse(args)
+	if errors.Is(err, errHelpShown) {
+		return nil
+	}
+	if err != nil {
+		return usageError(args, err)
+	}
+	if err := g.settings.check(k.Model); err != nil {
+		return err
+	}
+	cmd.BindTo(ctx, (*context.Context)(nil))
+	return cmd.Run(&g.Globals)
+}
+
+func newParser(g *grammar) (*kong.Kong, error) {
+	k, err := kong.New(g,
+		kong.Name("img"),
+		kong.Description("Builds container images from Dockerfiles, without a daemon and without root.\n\n"+
+			"  img build -t app .\n  img push app"),
+		kong.Writers(g.stdout, g.stderr),
+		kong.NoDefaultHelp(),
+		kong.ConfigureHelp(kong.HelpOptions{Compact: true, NoExpandSubcommands: true, WrapUpperBound: 100}),
+		kong.Resolvers(kong.ResolverFunc(func(_ *kong.Context, p *kong.Path, f *kong.Flag) (any, error) {
+			return g.settings.resolve(p.Node(), f)
+		})),
+	)
+	if err != nil {
+		return nil, fmt.Errorf("command line grammar: %w", err)
+	}
+	return k, nil
+}
+
+// wantsVersion reports whether -v or --version stands before any command, where it is not build's --volume.
+func wantsVersion(args []string) bool {
+	for i := 0; i < len(args); i++ {
+		switch a := args[i]; {
+		case a == "-v" || a == "--version":
+			return true
+		case a == "-s" || a == "-b" || a == "--state" || a == "--backend" || a == "--config":
+			i++
+		case !strings.HasPrefix(a, "-") || a == "--":
+			return false
+		}
+	}
+	return false
+}
+
+// errHelpShown ends parsing after help was printed.
+var errHelpShown = errors.New("help was shown")
+
+type helpFlag bool
+
+// BeforeReset prints help before anything about the other arguments is checked.
+func (helpFlag) BeforeReset(k *kong.Context) error {
+	if err := k.PrintUsage(false); err != nil {
+		return err
+	}
+	return errHelpShown
+}
+
+// HelpCmd is `img help [COMMAND]`.
+type HelpCmd struct {
+	Command []string `arg:"" optional:"" help:"Command to explain."`
+}
+
+// Run shows the same as `img COMMAND --help`.
+func (c *HelpCmd) Run(g *Globals) error {
+	_, err := g.model.Parse(append(c.Command, "--help"))
+	if errors.Is(err, errHelpShown) {
+		return nil
+	}
+	return usageError(c.Command, err)
+}
