@@ -180,7 +180,8 @@ func ReadAll(ctx context.Context, src Fetcher, d v1.Descriptor, limit int64) ([]
 	return b.Bytes(), nil
 }
 
-// Verify returns a reader that fails at the end if what was read is not what d says. It never returns more than d.Size bytes.
+// Verify returns a reader that fails if what was read is not what d says. It never returns more than d.Size bytes, and the last of
+// them only if the digest is right.
 func Verify(r io.Reader, d v1.Descriptor) io.Reader {
 	return &verifier{r: r, want: d, sum: sha256.New(), err: verifiable(d)}
 }
@@ -211,8 +212,15 @@ func (v *verifier) Read(p []byte) (int, error) {
 	}
 	v.sum.Write(p[:n])
 	v.n += int64(n)
-	if err == io.EOF {
+	switch {
+	case err == io.EOF:
 		err = v.atEnd()
+	case n > 0 && v.n == v.want.Size:
+		// Now, not at EOF: a writer that knows the size may never ask for more.
+		if wrong := v.checkSum(); wrong != nil {
+			v.err = wrong
+			return 0, wrong
+		}
 	}
 	v.err = err
 	return n, err
@@ -222,8 +230,15 @@ func (v *verifier) atEnd() error {
 	if v.n < v.want.Size {
 		return fmt.Errorf("content of %s ends after %d of %d bytes: %w", v.want.Digest, v.n, v.want.Size, io.ErrUnexpectedEOF)
 	}
+	if err := v.checkSum(); err != nil {
+		return err
+	}
+	return io.EOF
+}
+
+func (v *verifier) checkSum() error {
 	if got := fmt.Sprintf("%x", v.sum.Sum(nil)); got != v.want.Digest.Hex {
 		return fmt.Errorf("content has digest sha256:%s, want %s", got, v.want.Digest)
 	}
-	return io.EOF
+	return nil
 }
