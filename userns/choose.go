@@ -135,19 +135,19 @@ func ownBlock(idMap, subFile string) []Range {
 
 // subordinate is the caller's own id as container root, and after it all its subordinate ranges, in the file's order.
 func subordinate(c caller, id uint32, exist []span, subFile string) []Range {
-	self := span{uint64(id), uint64(id) + 1}
-	out, taken, next := []Range{{0, id, 1}}, []span{self}, uint64(1)
+	out, next := []Range{{0, id, 1}}, uint64(1)
+	exist = without(exist, span{uint64(id), uint64(id) + 1})
 	for _, s := range parseSub(subFile) {
 		if s.Name != c.name && s.Name != strconv.FormatUint(uint64(c.uid), 10) {
 			continue
 		}
 		// The same ids may be listed twice, by name and by number; the kernel refuses maps that overlap.
-		for _, free := range within(spanOf(s), without(exist, taken...)) {
+		for _, free := range within(spanOf(s), exist) {
 			more := consecutively(next, topID-next, []span{free})
 			if len(more) == 0 || len(out) == maxExtents {
 				return out
 			}
-			out, taken, next = append(out, more...), append(taken, free), next+uint64(more[0].Count)
+			out, next, exist = append(out, more...), next+uint64(more[0].Count), without(exist, free)
 		}
 	}
 	return out

@@ -24,9 +24,17 @@ func (e *Error) WireKind() (kind string, data any) {
 	return "userns", map[string]string{"remedy": e.Remedy}
 }
 
-// Explain adds to an error of a call that needs the rights of a user namespace (clone, mount, setgroups, sethostname ...)
+// Explain adds to EPERM and EACCES of a call that needs the rights of a user namespace (mount, setgroups, sethostname ...)
 // what on this host forbids it: the result is an *Error. Other errors come back as they are. Both processes may call it.
 func Explain(err error) error {
+	if !errors.Is(err, syscall.EPERM) && !errors.Is(err, syscall.EACCES) {
+		return err
+	}
+	return explainStart(err)
+}
+
+// explainStart also knows the errnos of clone, which mean other things elsewhere.
+func explainStart(err error) error {
 	var errno syscall.Errno
 	var known *Error
 	if err == nil || errors.As(err, &known) || !errors.As(err, &errno) {

@@ -32,6 +32,10 @@ type Config struct {
 	Files []*os.File
 	// Stderr is its standard error; nil is /dev/null, as are standard input and output.
 	Stderr *os.File
+	// Dir becomes its working directory, as a place in its own mount namespace; nil is /. This is how the inner process reaches
+	// a directory below one that is closed to the mapped ids, such as root's home: no path is walked, and overlay accepts it, while
+	// it refuses (EINVAL) places known by a descriptor from here, which belong to the outer mount namespace.
+	Dir *os.File
 }
 
 // A Process is the inner process: PID 1 of its own PID namespace, with its own user, mount, IPC and UTS namespaces, uid and gid 0 in
@@ -87,7 +91,7 @@ func startDirect(c Config, privileged bool) (*Process, error) {
 		Credential:                 &syscall.Credential{NoSetGroups: !groups},
 	})
 	if err != nil {
-		return nil, Explain(fmt.Errorf("start the inner process: %w", err))
+		return nil, explainStart(fmt.Errorf("start the inner process: %w", err))
 	}
 	return c.process(p)
 }
@@ -107,7 +111,7 @@ func startHelped(ctx context.Context, c Config) (_ *Process, err error) {
 	child, err := fork(args, staged, &syscall.SysProcAttr{AmbientCaps: allCapabilities()})
 	theirs.Close()
 	if err != nil {
-		return nil, Explain(fmt.Errorf("start the inner process: %w", err))
+		return nil, explainStart(fmt.Errorf("start the inner process: %w", err))
 	}
 	stop := context.AfterFunc(ctx, func() { child.Kill() })
 	defer stop()
@@ -158,17 +162,39 @@ func syncPair() (ours, theirs *os.File, err error) {
 
 // forks runs functions on one thread that never ends: the kernel sends a child its death signal when the thread that made it
 // ends, not the process, and Go ends threads as it likes.
-var forks = sync.OnceValue(func() chan<- func() {
-	work := make(chan func())
+var forks = sync.OnceValue(func() chan<- func(ownDir error) {
+	work := make(chan func(error))
 	go forever(work)
 	return work
 })
 
-func forever(work <-chan func()) {
+// forever is that thread. It gets a working directory of its own, since clone carries that into the new mount namespace.
+func forever(work <-chan func(ownDir error)) {
 	runtime.LockOSThread()
+	err := os.NewSyscallError("unshare CLONE_FS", unix.Unshare(unix.CLONE_FS))
 	for f := range work {
-		f()
+		f(err)
 	}
+}
+
+// stand makes dir, or /, the working directory of this thread.
+func stand(ownDir error, dir *os.File) error {
+	switch {
+	case ownDir != nil && dir == nil:
+		return nil // the process's own: as good as any
+	case ownDir != nil:
+		return ownDir
+	case dir == nil:
+		return os.NewSyscallError("chdir", unix.Chdir("/"))
+	}
+	c, err := dir.SyscallConn()
+	if err != nil {
+		return err
+	}
+	if cerr := c.Control(func(fd uintptr) { err = os.NewSyscallError("fchdir", unix.Fchdir(int(fd))) }); cerr != nil {
+		return cerr
+	}
+	return err
 }
 
 // fork starts this program again in new namespaces.
@@ -192,8 +218,12 @@ func fork(args []string, c Config, attr *syscall.SysProcAttr) (*os.Process, erro
 	attr.Setsid = true // a terminal's Ctrl-C is for the first process to handle
 	var p *os.Process
 	done := make(chan struct{})
-	forks() <- func() {
+	forks() <- func(ownDir error) {
 		defer close(done)
+		if err = stand(ownDir, c.Dir); err != nil {
+			return
+		}
+		defer stand(ownDir, nil) // hold no directory longer than needed
 		p, err = os.StartProcess(fmt.Sprintf("/proc/self/fd/%d", binary.Fd()), args, &os.ProcAttr{
 			Env:   append([]string{}, c.Env...), // nil would mean: ours
 			Files: append([]*os.File{null, null, stderr}, c.Files...),

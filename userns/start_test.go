@@ -35,6 +35,12 @@ func init() {
 		os.Exit(0)
 	case "exit3":
 		os.Exit(3)
+	case "touch":
+		if err := os.WriteFile("touched", nil, 0o600); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
 	case "outer": // start an inner process, say its pid, and wait to be killed
 		outer(os.Args[2])
 	case "start": // start an inner process as whoever this is, and print its report
@@ -247,6 +253,47 @@ func checkUsers(t *testing.T, p *Process, r report) {
 	}
 }
 
+// The inner process stands in a directory to which it knows no way.
+func TestDir(t *testing.T) {
+	closed := filepath.Join(t.TempDir(), "closed")
+	inside := filepath.Join(closed, "inside")
+	for _, err := range []error{os.Mkdir(closed, 0o700), os.Mkdir(inside, 0o700)} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	m, err := Choose()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chown(inside, int(m.HostUID()), int(m.HostGID())); err != nil {
+		t.Fatal(err)
+	}
+	dir, err := os.Open(inside)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dir.Close()
+	before, err := os.Getwd()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := Start(t.Context(), Config{Mapping: m, Args: []string{"img", "touch"}, Dir: dir, Stderr: os.Stderr})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Wait(); err != nil {
+		t.Error(err)
+	}
+	var s unix.Stat_t
+	if err := unix.Stat(filepath.Join(inside, "touched"), &s); err != nil || s.Uid != m.HostUID() {
+		t.Errorf("owner %d, %v", s.Uid, err)
+	}
+	if after, err := os.Readlink("/proc/self/cwd"); err != nil || after != before {
+		t.Errorf("this process moved from %s to %s, %v", before, after, err)
+	}
+}
+
 func TestWait(t *testing.T) {
 	m := One()
 	p, err := Start(t.Context(), Config{Mapping: m, Args: []string{"img", "exit3"}})
@@ -355,6 +402,9 @@ func diesWith(t *testing.T, cmd *exec.Cmd) {
 	defer unix.Close(fd)
 	cmd.Process.Kill()
 	n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 1000)
+	for err == unix.EINTR { // the runtime's own signals
+		n, err = unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 1000)
+	}
 	if err != nil || n != 1 {
 		t.Errorf("process %d lives on, %v", pid, err)
 		syscall.Kill(pid, syscall.SIGKILL)

@@ -70,15 +70,3 @@ func mapText(ranges []Range) string {
 	}
 	return b.String()
 }
-
-// A Fact is one line of `img doctor`.
-type Fact struct {
-	// Name is the facility: "user namespaces".
-	Name string `json:"name"`
-	// OK says it is there. Value says how, or why not.
-	OK    bool   `json:"ok"`
-	Value string `json:"value"`
-	// Effect says what is different without it; Remedy is the command, sysctl or pod field that changes it. Both are "" when OK.
-	Effect string `json:"effect,omitempty"`
-	Remedy string `json:"remedy,omitempty"`
-}
