@@ -185,7 +185,7 @@ func sysMount(s Spec, f Facts) *configs.Mount {
 	case f.HostSysfs && (f.RecursiveReadOnly || s.Insecure):
 		return bind(Mount{Source: "/sys", Target: "/sys", ReadOnly: !s.Insecure, NoExec: true, NoDev: true, NoSuid: true}, f)
 	}
-	return &configs.Mount{Device: "tmpfs", Source: "tmpfs", Destination: "/sys", Flags: noExecSuidDev | readOnly, Data: "mode=755,size=0"}
+	return &configs.Mount{Device: "tmpfs", Source: "tmpfs", Destination: "/sys", Flags: noExecSuidDev | readOnly, Data: "mode=755"}
 }
 
 // bind takes what is mounted below the source along: in a user namespace a part of an inherited mount cannot be taken alone.

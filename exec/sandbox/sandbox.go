@@ -144,6 +144,7 @@ func Run(ctx context.Context, s Spec) (*Owners, error) {
 	if err != nil {
 		return nil, fmt.Errorf("sandbox configuration: %w", err)
 	}
+	prune(c.Seccomp)
 	if err := run(ctx, s, c); err != nil {
 		return sup.owners(), err
 	}

@@ -3,11 +3,13 @@ package sandbox
 import (
 	"fmt"
 	"slices"
+	"sync"
 
 	"github.com/moby/profiles/seccomp"
 	"github.com/opencontainers/runc/libcontainer/configs"
 	"github.com/opencontainers/runc/libcontainer/specconv"
 	"github.com/opencontainers/runtime-spec/specs-go"
+	libseccomp "github.com/seccomp/libseccomp-golang"
 )
 
 // refused never reach the kernel, whatever the default profile of the day thinks of them. (It refuses sockets of AF_ALG and
@@ -83,4 +85,26 @@ func dropRules(profile *specs.LinuxSeccomp, names []string) {
 		rule.Names = slices.DeleteFunc(slices.Clone(rule.Names), func(n string) bool { return slices.Contains(names, n) })
 	}
 	profile.Syscalls = slices.DeleteFunc(profile.Syscalls, func(r specs.LinuxSyscall) bool { return len(r.Names) == 0 })
+}
+
+// prune takes out the calls that this architecture does not have, a fifth of the profile: they would cross to the child as JSON
+// and be looked up there at every start, for nothing. Not part of filter, since it depends on what this libseccomp knows.
+func prune(c *configs.Seccomp) {
+	if c == nil || len(c.Architectures) > 0 {
+		return
+	}
+	c.Syscalls = slices.DeleteFunc(c.Syscalls, func(s *configs.Syscall) bool { return !native(s.Name) })
+}
+
+// natives remembers the answers of native: libseccomp goes through its whole table for each.
+var natives sync.Map
+
+func native(name string) bool {
+	if known, ok := natives.Load(name); ok {
+		return known.(bool)
+	}
+	nr, err := libseccomp.GetSyscallFromName(name) // negative for calls of other architectures
+	known := err == nil && nr >= 0
+	natives.Store(name, known)
+	return known
 }
