@@ -1,16 +1,30 @@
 // Package snapshot keeps file-system states: prepare on a parent, change, commit.
 //
-// A committed snapshot is <state>/snapshot/<map>/<name>/ with
+// A committed snapshot is <state>/snapshot/<map>/<hex of its name>/ with
 //
 //	parent   the parent's name, or nothing
 //	tree     the change set as data (see tree.go); keys, packing, outputs and du read it
 //	fs/      the files in overlay form; owners on disk are never the truth
+//	used     its time says when the snapshot was last used
 //
-// <map> labels an id mapping: each mapping's ids own their directory, so that root and users can share one state.
+// <map> labels an id mapping: each mapping's ids own their directory, so that root and users can share one state. Beside
+// the snapshots it has alias/ (see Alias), merged/ (see merged.go), stage-*/ (what is being made; whoever makes it holds
+// its flock) and trash-*/ (what is being deleted). A snapshot appears and disappears by one rename and never changes.
+//
 // The package knows no OCI type, no tar and no cache key.
 package snapshot
 
-import "context"
+import (
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+)
 
 // A Name identifies a committed snapshot: "sha256:<hex>". A base image's snapshot is named by its ChainID; a step's by
 // its content: H(parent's Name, tree without the mtime column, and the times that the step set).
@@ -23,51 +37,212 @@ const (
 	Copies  = "native"
 )
 
+// ErrNotExist says that a snapshot is not stored, or not whole.
+var ErrNotExist = fmt.Errorf("no such snapshot: %w", fs.ErrNotExist)
+
 // Options of Open.
 type Options struct {
 	// Map labels the id mapping in force.
 	Map string
-	// IDs is how many ids the mapping has: container ids 0..IDs-1 exist on disk, others only in tree.
+	// IDs is how many ids the mapping has: container ids 0..IDs-1 exist on disk, others only in tree. 0 means all.
 	IDs uint32
 	// Driver is Overlay or Copies. Only Prepare and Mount need it.
 	Driver string
-	// Scratch is a directory on the same file system for mount points and work directories, private to this process
-	// (inner process only).
+	// Scratch is a directory on the same file system for mount points, private to this process (inner process only).
 	Scratch string
 }
 
 // A Store is the directory of snapshots. What only reads (Has, View, Parent, List) works in any process; what makes,
-// mounts or removes must be called inside the user namespace of the mapping.
+// mounts or removes must be called inside the user namespace of the mapping. Its methods may be called side by side.
 type Store struct {
 	dir string
 	o   Options
+
+	mu sync.Mutex
+	// parents remembers the chains that were seen whole: snapshots never change.
+	parents map[Name]Name
+	// checked has the tree files whose checksum was right.
+	checked map[string]stamp
+	// working are the working trees of the copies driver that nobody changes.
+	working []*workTree
 }
 
-// Open uses dir (<state>/snapshot).
-func Open(dir string, o Options) (*Store, error) { panic("unwritten") }
+// Create makes the directory of a mapping with its owner: the host ids of the mapping's root. The process that may give
+// it that owner calls it before the first Open inside the namespace. It is no error if the directory exists.
+func Create(dir, label string, uid, gid int) error {
+	d := filepath.Join(dir, label)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return fmt.Errorf("make snapshot directory: %w", err)
+	}
+	err := os.Mkdir(d, 0o755)
+	if errors.Is(err, fs.ErrExist) {
+		return nil
+	}
+	if err == nil {
+		err = os.Lchown(d, uid, gid)
+	}
+	if err == nil {
+		err = os.Chmod(d, 0o755)
+	}
+	if err != nil {
+		return fmt.Errorf("make snapshot directory: %w", err)
+	}
+	return nil
+}
 
-// Has reports whether the snapshot's files are there in this store's mapping.
-func (s *Store) Has(n Name) bool { panic("unwritten") }
+// Open uses dir (<state>/snapshot). With Scratch it also removes what processes that died left behind, for at most a tenth
+// of a second.
+func Open(dir string, o Options) (*Store, error) {
+	if o.Map == "" || strings.ContainsAny(o.Map, "/\x00") || o.Map[0] == '.' {
+		return nil, fmt.Errorf("open snapshots: bad label %q of the id mapping", o.Map)
+	}
+	s := &Store{
+		dir: dir, o: o,
+		parents: map[Name]Name{}, checked: map[string]stamp{},
+	}
+	if o.Scratch == "" {
+		return s, nil
+	}
+	if err := s.makeDirs(); err != nil {
+		return nil, fmt.Errorf("open snapshots: %w", err)
+	}
+	s.sweep(sweepTime)
+	return s, nil
+}
+
+// Close removes the working trees that this process kept for its next step.
+func (s *Store) Close() error {
+	s.mu.Lock()
+	idle := s.working
+	s.working = nil
+	s.mu.Unlock()
+	var errs []error
+	for _, w := range idle {
+		if w.users == 0 {
+			errs = append(errs, w.stage.drop())
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// Has reports whether the snapshot's files, and those of all below it, are there in this store's mapping.
+func (s *Store) Has(n Name) bool {
+	if n == "" {
+		return true
+	}
+	_, err := s.chain(n)
+	return err == nil
+}
 
 // Parent returns a snapshot's parent.
-func (s *Store) Parent(n Name) (Name, error) { panic("unwritten") }
+func (s *Store) Parent(n Name) (Name, error) {
+	dir, err := s.find(n)
+	if err != nil {
+		return "", err
+	}
+	return s.parent(dir)
+}
 
 // View reads the whole file system that a snapshot describes, from the trees of its chain (in any mapping).
-func (s *Store) View(n Name) (*View, error) { panic("unwritten") }
+func (s *Store) View(n Name) (*View, error) {
+	var trees []*Tree
+	for n != "" {
+		dir, err := s.find(n)
+		if err == nil {
+			var t *Tree
+			if t, err = s.openTree(dir); err == nil {
+				trees = append(trees, t)
+				n, err = s.parent(dir)
+			}
+		}
+		if err != nil {
+			NewView(trees...).Close()
+			return nil, fmt.Errorf("view snapshot: %w", err)
+		}
+		if len(trees) > maxChain {
+			NewView(trees...).Close()
+			return nil, fmt.Errorf("view snapshot: chain is longer than %d", maxChain)
+		}
+	}
+	return NewView(trees...), nil
+}
+
+// Tree opens a snapshot's own change set, from any mapping.
+func (s *Store) Tree(n Name) (*Tree, error) {
+	dir, err := s.find(n)
+	if err != nil {
+		return nil, err
+	}
+	return s.openTree(dir)
+}
+
+// Files opens the directory that holds the files of a snapshot's own change set, in overlay form, in this store's mapping.
+func (s *Store) Files(n Name) (*os.File, error) {
+	dir, err := s.findOwn(n)
+	if err != nil {
+		return nil, err
+	}
+	return os.Open(filepath.Join(dir, "fs"))
+}
 
 // Prepare gives a writable file system that begins as parent's.
-func (s *Store) Prepare(ctx context.Context, parent Name) (*Active, error) { panic("unwritten") }
+func (s *Store) Prepare(ctx context.Context, parent Name) (*Active, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, context.Cause(ctx)
+	}
+	chain, err := s.chain(parent)
+	if err != nil {
+		return nil, fmt.Errorf("prepare snapshot: %w", err)
+	}
+	var a *Active
+	switch s.o.Driver {
+	case Overlay:
+		a, err = s.prepareOverlay(ctx, chain)
+	case Copies:
+		a, err = s.prepareCopy(ctx, chain)
+	default:
+		err = fmt.Errorf("unknown driver %q", s.o.Driver)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("prepare snapshot: %w", err)
+	}
+	return a, nil
+}
 
 // Mount shows a snapshot's files, read-only, at a directory until release is called.
 func (s *Store) Mount(ctx context.Context, n Name) (dir string, release func() error, err error) {
-	panic("unwritten")
+	chain, err := s.chain(n)
+	if err != nil {
+		return "", nil, fmt.Errorf("mount snapshot: %w", err)
+	}
+	switch s.o.Driver {
+	case Overlay:
+		dir, release, err = s.mountOverlay(ctx, chain)
+	case Copies:
+		dir, release, err = s.mountCopy(ctx, chain)
+	default:
+		err = fmt.Errorf("unknown driver %q", s.o.Driver)
+	}
+	if err != nil {
+		return "", nil, fmt.Errorf("mount snapshot: %w", err)
+	}
+	return dir, release, nil
 }
 
 // An Active is a file system that is being changed. Exactly one of Commit and Discard ends it; Discard after Commit does nothing.
-type Active struct{}
+type Active struct {
+	s      *Store
+	parent Name
+	root   string
+	stage  *stage
+	// began is the store's clock when the step could first change something, in nanoseconds.
+	began int64
+	work  *workTree // copies driver
+	ended bool
+}
 
 // Root is the directory in which the changes are made.
-func (a *Active) Root() string { panic("unwritten") }
+func (a *Active) Root() string { return a.root }
 
 // Times says which modification times count in the name.
 type Times int
@@ -92,34 +267,99 @@ type CommitOptions struct {
 
 // Commit makes the changes a snapshot and returns its name. If the same snapshot exists, the changes are dropped and
 // the existing one is returned: a step that ran again and made the same files keeps everything after it cached.
-func (a *Active) Commit(ctx context.Context, o CommitOptions) (Name, error) { panic("unwritten") }
+func (a *Active) Commit(ctx context.Context, o CommitOptions) (Name, error) {
+	if a.ended {
+		return "", errors.New("commit snapshot: it has ended")
+	}
+	a.ended = true
+	commit := a.commitOverlay
+	if a.work != nil {
+		commit = a.commitCopy
+	}
+	n, err := commit(ctx, o)
+	if err != nil {
+		return "", fmt.Errorf("commit snapshot: %w", err)
+	}
+	return n, nil
+}
 
 // Discard drops the changes.
-func (a *Active) Discard() error { panic("unwritten") }
+func (a *Active) Discard() error {
+	if a.ended {
+		return nil
+	}
+	a.ended = true
+	if a.work != nil {
+		return a.work.stage.drop()
+	}
+	return errors.Join(a.s.unmount(a.root), a.stage.drop())
+}
 
 // A Staging is a directory in which the files of a base layer are unpacked, in overlay form.
-type Staging struct{}
+type Staging struct {
+	s     *Store
+	stage *stage
+	ended bool
+}
 
 // Stage makes an empty staging directory.
-func (s *Store) Stage() (*Staging, error) { panic("unwritten") }
+func (s *Store) Stage() (*Staging, error) {
+	st, err := s.newStage("fs")
+	if err != nil {
+		return nil, fmt.Errorf("stage snapshot: %w", err)
+	}
+	return &Staging{s: s, stage: st}, nil
+}
 
 // Dir is where the files go.
-func (st *Staging) Dir() string { panic("unwritten") }
+func (st *Staging) Dir() string { return st.stage.path("fs") }
 
 // Publish makes the staging directory the snapshot called name. Entries are sorted (Compare). If the snapshot exists
 // already, the staging directory is dropped.
 func (st *Staging) Publish(ctx context.Context, name, parent Name, entries []Entry) error {
-	panic("unwritten")
+	if st.ended {
+		return errors.New("publish snapshot: it has ended")
+	}
+	st.ended = true
+	err := st.publish(ctx, name, parent, entries)
+	if err != nil {
+		st.stage.drop()
+		return fmt.Errorf("publish snapshot: %w", err)
+	}
+	return nil
+}
+
+func (st *Staging) publish(ctx context.Context, name, parent Name, entries []Entry) error {
+	if err := ctx.Err(); err != nil {
+		return context.Cause(ctx)
+	}
+	if _, err := name.hex(); err != nil {
+		return err
+	}
+	chain, err := st.s.chain(parent)
+	if err != nil {
+		return fmt.Errorf("parent: %w", err)
+	}
+	if len(entries) == 0 || entries[0].Path != "." {
+		// Without an upper directory, a mount takes the attributes of the root from its topmost layer.
+		if err := st.s.copyRoot(st.Dir(), chain); err != nil {
+			return err
+		}
+	}
+	if err := st.stage.writeTree(entries); err != nil {
+		return err
+	}
+	return st.s.publish(st.stage, name, st.s.Resolve(parent))
 }
 
 // Discard drops the staging directory; after Publish it does nothing.
-func (st *Staging) Discard() error { panic("unwritten") }
-
-// Alias notes that ChainID chain names the same file system as n; Has, View, Prepare and Mount then accept both.
-func (s *Store) Alias(chain, n Name) error { panic("unwritten") }
-
-// Resolve follows an alias.
-func (s *Store) Resolve(n Name) Name { panic("unwritten") }
+func (st *Staging) Discard() error {
+	if st.ended {
+		return nil
+	}
+	st.ended = true
+	return st.stage.drop()
+}
 
 // Info describes a stored snapshot.
 type Info struct {
@@ -133,14 +373,11 @@ type Info struct {
 	Used int64
 }
 
-// List returns all snapshots of all mappings.
-func (s *Store) List() ([]Info, error) { panic("unwritten") }
-
-// Touch notes that a snapshot was used now.
-func (s *Store) Touch(n Name) { panic("unwritten") }
-
-// Remove deletes a snapshot of this mapping: it is renamed away first, so that it is whole or gone.
-func (s *Store) Remove(n Name) error { panic("unwritten") }
-
-// Tree opens a snapshot's own change set, from any mapping.
-func (s *Store) Tree(n Name) (*Tree, error) { panic("unwritten") }
+// hex is the name without its algorithm.
+func (n Name) hex() (string, error) {
+	h, ok := strings.CutPrefix(string(n), "sha256:")
+	if b, err := hex.DecodeString(h); !ok || err != nil || len(b) != 32 || strings.ToLower(h) != h {
+		return "", fmt.Errorf("bad snapshot name %q", string(n))
+	}
+	return h, nil
+}

@@ -7,7 +7,7 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io"
-	"math"
+
 	"os"
 	"strconv"
 	"strings"
@@ -658,5 +658,3 @@ func (c *cursor) next() (Entry, bool, error) {
 	e, err := parseLine(line[:len(line)-1])
 	return e, err == nil, err
 }
-
-const noLimit = math.MaxInt

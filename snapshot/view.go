@@ -4,6 +4,7 @@ import (
 	"container/heap"
 	"errors"
 	"maps"
+	"math"
 	"slices"
 	"strings"
 )
@@ -211,7 +212,7 @@ func (v *View) walk(path string, f func(e Entry, tree int) error) error {
 	if err != nil {
 		return err
 	}
-	m := merge{limits: []limit{{path, noLimit}}}
+	m := merge{limits: []limit{{path, math.MaxInt}}}
 	for _, p := range lv.trees {
 		if err := m.add(v.trees[p.tree].cursor(p.span.lo, p.span.hi), p.tree); err != nil {
 			return err
