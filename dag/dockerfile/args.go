@@ -10,7 +10,6 @@ import (
 	"github.com/containerd/platforms"
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
 	"github.com/moby/buildkit/frontend/dockerfile/linter"
-	"github.com/moby/buildkit/frontend/dockerfile/shell"
 
 	"img/dag"
 )
@@ -255,34 +254,29 @@ func (l *lowering) hidesEnv(s *stage, a instructions.KeyValuePairOptional, c ins
 // An argument is an ARG in effect.
 type argument struct{ key, value string }
 
-// buildArgText is the "|2 a=1 b=2" before a RUN in the history: the arguments in effect, with the values that the step sees.
-func buildArgText(args []argument, env shell.EnvGetter) string {
-	at := map[string]bool{}
-	text := ""
-	for _, a := range args {
-		if at[a.key] {
-			continue // the value is the environment's, so a repeated ARG is the same text
-		}
-		at[a.key] = true
-		v, ok := env.Get(a.key)
-		if !ok {
-			v = last(args, a.key)
-		}
-		text += " " + a.key + "=" + v
-	}
-	if text == "" {
+// buildArgText is the "|2 a=1 b=2 " before a RUN in the history: the arguments in effect, with the values that the step sees.
+func buildArgText(args []argument, env *environment) string {
+	if len(args) == 0 {
 		return ""
 	}
-	return fmt.Sprintf("|%d%s ", len(at), text)
-}
-
-func last(args []argument, key string) (value string) {
+	values := make(map[string]string, len(args))
 	for _, a := range args {
-		if a.key == key {
-			value = a.value
+		values[a.key] = a.value
+	}
+	for _, v := range env.vars {
+		if _, ok := values[v.key]; ok {
+			values[v.key] = v.value
 		}
 	}
-	return value
+	var text strings.Builder
+	fmt.Fprintf(&text, "|%d ", len(values))
+	for _, a := range args {
+		if v, ok := values[a.key]; ok { // a repeated ARG keeps its first place
+			text.WriteString(a.key + "=" + v + " ")
+			delete(values, a.key)
+		}
+	}
+	return text.String()
 }
 
 // expandWord expands the variables of one word and warns of unknown ones.

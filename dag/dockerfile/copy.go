@@ -93,7 +93,7 @@ func (l *lowering) files(s *stage, c command, v *dag.Vertex, op *dag.Copy, paths
 		op.Files = append(op.Files, dag.InlineFile{Name: h.Path, Data: []byte(h.Data)})
 	}
 	if len(op.Paths) == 0 {
-		op.From = dag.Source{Input: dag.Scratch} // heredocs alone: nothing is read
+		op.From, op.Unpack = dag.Source{Input: dag.Scratch}, false // heredocs alone: nothing is read
 		v.Inputs = v.Inputs[:min(len(v.Inputs), int(op.Base)+1)]
 	}
 	l.copyTraps(s, c, op, keyword)

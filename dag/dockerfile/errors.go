@@ -3,10 +3,13 @@ package dockerfile
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"regexp"
+	"slices"
 	"strings"
 	"unicode/utf8"
 
+	dfcommand "github.com/moby/buildkit/frontend/dockerfile/command"
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
 	"github.com/moby/buildkit/frontend/dockerfile/parser"
 
@@ -51,22 +54,29 @@ func (f *File) located(err error, pos dag.Pos) error {
 		e.Hint = didYouMean(m[1])
 		e.Err = &reworded{text: strings.TrimSuffix(err.Error(), m[0]), err: err}
 	}
+	if unknown := (*instructions.UnknownInstructionError)(nil); errors.As(err, &unknown) {
+		// BuildKit's own suggestion changes from run to run if several are as near.
+		e.Pos, e.Hint = f.word(e.Pos, unknown.Instruction), didYouMean(nearest(strings.ToUpper(unknown.Instruction), keywordNames()))
+	}
 	return e
 }
 
 // instructionError places an error of one instruction, as exactly as its text allows.
 func (f *File) instructionError(err error, n *parser.Node) error {
 	pos := f.at(n.Location())
-	var unknown *instructions.UnknownInstructionError
-	if errors.As(err, &unknown) {
-		pos = f.word(pos, unknown.Instruction)
-	}
 	out := f.located(err, pos)
 	var e *Error
 	if errors.As(out, &e) && e.Hint == "" {
 		e.Hint = dashHint(n.Original)
 	}
 	return out
+}
+
+func keywordNames() (names []string) {
+	for _, name := range slices.Sorted(maps.Keys(dfcommand.Commands)) {
+		names = append(names, strings.ToUpper(name))
+	}
+	return names
 }
 
 // A reworded error says less than the one it wraps.
@@ -108,7 +118,7 @@ func dashHint(line string) string {
 
 // nearest returns the option that a misspelt word probably means: the first with the least edits, at most two.
 func nearest(word string, options []string) string {
-	best, distance := "", 3
+	best, distance := "", min(3, len(word)) // of a short word nothing would be left
 	for _, o := range options {
 		if o == word || o == "" {
 			continue
@@ -120,26 +130,31 @@ func nearest(word string, options []string) string {
 	return best
 }
 
-// edits returns the Levenshtein distance of two words, or limit if it is no less.
+// edits returns how many letters must be added, left out, replaced or swapped with their neighbour to make b of a, or limit if it is no less.
 func edits(a, b string, limit int) int {
 	if len(a)-len(b) >= limit || len(b)-len(a) >= limit || max(len(a), len(b)) > 256 {
 		return limit
 	}
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
+	// d[i][j] is the distance of the first i letters of a from the first j of b.
+	d := make([][]int, len(a)+1)
+	for i := range d {
+		d[i] = make([]int, len(b)+1)
+		d[i][0] = i
+	}
+	for j := range d[0] {
+		d[0][j] = j
 	}
 	for i := 1; i <= len(a); i++ {
-		diagonal := row[0]
-		row[0] = i
 		for j := 1; j <= len(b); j++ {
-			replaced := diagonal
+			replaced := d[i-1][j-1]
 			if a[i-1] != b[j-1] {
 				replaced++
 			}
-			diagonal = row[j]
-			row[j] = min(replaced, row[j]+1, row[j-1]+1)
+			d[i][j] = min(replaced, d[i-1][j]+1, d[i][j-1]+1)
+			if i > 1 && j > 1 && a[i-1] == b[j-2] && a[i-2] == b[j-1] {
+				d[i][j] = min(d[i][j], d[i-2][j-2]+1)
+			}
 		}
 	}
-	return min(row[len(b)], limit)
+	return min(d[len(a)][len(b)], limit)
 }

@@ -15,10 +15,11 @@ import (
 // A lowering makes the graph of a build.
 type lowering struct {
 	*build
-	ask    func(BaseRef) (*image.Image, error)
-	graph  dag.Graph
-	images map[baseKey]*root
-	proxy  []string
+	ask   func(BaseRef) (*image.Image, error)
+	asked map[BaseRef]*image.Image // without their positions
+	graph dag.Graph
+	roots map[baseKey]*root
+	proxy []string
 }
 
 // A baseKey tells bases apart that are shared among stages.
@@ -40,7 +41,7 @@ func Lower(f *File, o Options, base func(BaseRef) (*image.Image, error)) (*Plan,
 	if err != nil {
 		return nil, err
 	}
-	l := &lowering{build: b, ask: base, images: map[baseKey]*root{}, proxy: proxies(o)}
+	l := &lowering{build: b, ask: base, asked: map[BaseRef]*image.Image{}, roots: map[baseKey]*root{}, proxy: proxies(o)}
 	if err := l.reach(l.triggersOfImage); err != nil {
 		return nil, err
 	}
@@ -156,7 +157,7 @@ func (l *lowering) root(s *stage, x outside, c *command) (*root, error) {
 	}
 	ref := l.baseRef(s, x, c)
 	key := baseKey{x, ref.Platform}
-	if r, ok := l.images[key]; ok {
+	if r, ok := l.roots[key]; ok {
 		return r, nil
 	}
 	v := &dag.Vertex{Pos: ref.Pos, Name: "FROM " + x.ref, Stage: s.label(), Platform: ref.Platform}
@@ -164,12 +165,12 @@ func (l *lowering) root(s *stage, x outside, c *command) (*root, error) {
 	if x.local != "" {
 		v.Op = &dag.Copy{Base: dag.Scratch, From: dag.Source{Context: x.local, Input: dag.Scratch}, Paths: []string{"."}, Dest: "/"}
 		r.files = l.graph.Add(v)
-		l.images[key] = r
+		l.roots[key] = r
 		return r, nil
 	}
-	img, err := l.ask(ref)
+	img, err := l.image(ref)
 	if err != nil {
-		return nil, l.missing(ref, err)
+		return nil, err
 	}
 	r.image = img
 	if len(img.Layers) > 0 {
@@ -179,13 +180,23 @@ func (l *lowering) root(s *stage, x outside, c *command) (*root, error) {
 	if c == nil && r.files != dag.Empty {
 		s.steps = append(s.steps, r.files)
 	}
-	l.images[key] = r
+	l.roots[key] = r
 	return r, nil
 }
 
-// missing is the error for an image that is not to be had. Its name may have been meant for a stage's.
-func (l *lowering) missing(ref BaseRef, err error) error {
-	return &Error{Pos: ref.Pos, Err: fmt.Errorf("%s: %w", ref.Ref, err), Hint: didYouMean(nearest(ref.Ref, l.stageNames))}
+// image asks for an image, once.
+func (l *lowering) image(ref BaseRef) (*image.Image, error) {
+	key := ref
+	key.Pos = dag.Pos{}
+	if img, ok := l.asked[key]; ok {
+		return img, nil
+	}
+	img, err := l.ask(ref)
+	if err != nil { // the name may have been meant for a stage's
+		return nil, &Error{Pos: ref.Pos, Err: fmt.Errorf("%s: %w", ref.Ref, err), Hint: didYouMean(nearest(ref.Ref, l.stageNames))}
+	}
+	l.asked[key] = img
+	return img, nil
 }
 
 func imageOp(img *image.Image, x outside) *dag.Image {
@@ -211,11 +222,11 @@ func (l *lowering) triggersOfImage(s *stage) ([]string, error) {
 	if s.outside.local != "" {
 		return nil, nil
 	}
-	r, err := l.root(s, s.outside, nil)
+	img, err := l.image(l.baseRef(s, s.outside, nil))
 	if err != nil {
 		return nil, err
 	}
-	base, err := readConfig(r.image)
+	base, err := readConfig(img)
 	if err != nil {
 		return nil, l.f.fail(l.f.word(s.pos, s.outside.ref), fmt.Errorf("read the configuration of %s: %w", s.outside.ref, err))
 	}

@@ -49,7 +49,7 @@ func Parse(name string, src []byte) (*File, error) {
 	}
 	parsed, err := parser.Parse(bytes.NewReader(src))
 	if err != nil {
-		return nil, f.located(err, dag.Pos{})
+		return nil, f.located(err, directiveLine(err, name))
 	}
 	f.nodes, f.escape = parsed.AST.Children, parsed.EscapeToken
 	f.check, _, _, _ = parser.ParseDirective("check", src)
@@ -68,6 +68,20 @@ func Parse(name string, src []byte) (*File, error) {
 		return nil, err
 	}
 	return f, nil
+}
+
+// directiveLine places an error in a directive: BuildKit's parser counts these lines from 0, and all others from 1.
+func directiveLine(err error, name string) dag.Pos {
+	text := err.Error()
+	if !strings.Contains(text, "parser directive can be used") && !strings.Contains(text, "invalid escape token") {
+		return dag.Pos{}
+	}
+	var at *parser.LocationError
+	if !errors.As(err, &at) || len(at.Locations) == 0 || len(at.Locations[0]) == 0 {
+		return dag.Pos{}
+	}
+	line := at.Locations[0][0].Start.Line + 1
+	return dag.Pos{File: name, Line: line, End: line}
 }
 
 // ownSyntax reports whether a front end image's language is the one read here.

@@ -4,15 +4,17 @@ import (
 	"encoding/json"
 	"fmt"
 	"reflect"
+	"strconv"
 	"strings"
+	"unicode"
 
 	"img/dag"
 )
 
 // String prints a plan for people: a line a vertex, then the configuration and the history.
 //
-//	0 image  linux/amd64  FROM alpine  [0 1/2 Dockerfile:1]  ref="alpine" chain="sha256:…"
-//	1 run    linux/amd64  RUN make  [0 2/2 Dockerfile:2]  <-0  args=["/bin/sh" "-c" "make"] …
+//	0 image linux/amd64 FROM alpine [0 1/2 Dockerfile:1] ref=alpine chain=sha256:…
+//	1 run linux/amd64 RUN make [0 2/2 Dockerfile:2] <-0 args=["/bin/sh" "-c" "make"] …
 func (p *Plan) String() string {
 	var w strings.Builder
 	if p.Graph != nil {
@@ -59,10 +61,17 @@ func writeVertex(w *strings.Builder, v *dag.Vertex) {
 	w.WriteString("\n")
 }
 
-// quoteControl keeps a vertex on its line.
+// quoteControl keeps a vertex on its line, and a terminal from obeying a Dockerfile.
 func quoteControl(s string) string {
-	q := fmt.Sprintf("%q", s)
-	return strings.ReplaceAll(q[1:len(q)-1], `\"`, `"`)
+	var w strings.Builder
+	for _, r := range s {
+		if unicode.IsPrint(r) {
+			w.WriteRune(r)
+			continue
+		}
+		w.WriteString(strings.Trim(strconv.QuoteRune(r), "'"))
+	}
+	return w.String()
 }
 
 // details are an op's fields as "name=value", those with their zero value left out. Refs that say nothing new are left out too.
@@ -168,7 +177,7 @@ func writeConfig(w *strings.Builder, raw []byte) {
 			mark = " "
 		}
 		fmt.Fprintf(w, "history %s %s", mark, quoteControl(h.CreatedBy))
-		if h.Comment != historyComment {
+		if h.Comment != historyComment && h.Comment != "" {
 			fmt.Fprintf(w, " (%s)", h.Comment)
 		}
 		w.WriteString("\n")

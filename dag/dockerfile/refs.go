@@ -1,6 +1,10 @@
 package dockerfile
 
-import "github.com/containerd/platforms"
+import (
+	"github.com/containerd/platforms"
+
+	"img/dag"
+)
 
 // Refs returns the images that the target and the stages it needs are made from (FROM, COPY --from, RUN --mount from), once each.
 //
@@ -22,7 +26,7 @@ func (f *File) Refs(o Options) ([]BaseRef, error) {
 		}
 		ref := b.baseRef(s, x, c)
 		key := ref
-		key.Pos.Line, key.Pos.End, key.Pos.Col = 0, 0, 0
+		key.Pos = dag.Pos{}
 		if !seen[key] {
 			seen[key] = true
 			refs = append(refs, ref)

@@ -22,7 +22,7 @@ const scriptDir = "/dev/pipes/"
 
 func (l *lowering) run(s *stage, c command, i *instructions.RunCommand) error {
 	if len(instructions.GetDevices(i)) > 0 {
-		return &Error{Pos: l.f.at(c.Location()), Err: errors.New("RUN --device is not supported"), Hint: "bind the device with --volume"}
+		return errors.New("RUN --device is not supported")
 	}
 	v := &dag.Vertex{}
 	in := inputs{v}
@@ -46,6 +46,9 @@ func (l *lowering) run(s *stage, c command, i *instructions.RunCommand) error {
 	op.Args = args
 	if i.PrependShell {
 		op.Args = s.config.withShell(args)
+	}
+	if len(op.Args) == 0 {
+		return errors.New("arguments are required")
 	}
 	if err := l.mounts(s, c, i, op, in); err != nil {
 		return err

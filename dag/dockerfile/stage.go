@@ -238,7 +238,7 @@ func (b *build) stageBase(s *stage, pos dag.Pos) (err error) {
 	}
 	s.outside, err = b.outside(s.source.BaseName)
 	if err != nil {
-		return b.f.fail(pos, err)
+		return &Error{Pos: pos, Err: err, Hint: didYouMean(nearest(s.source.BaseName, b.stageNames[:s.index]))}
 	}
 	b.lookAlikeStage(s, s.outside, b.stages[:s.index], pos)
 	return nil
@@ -398,7 +398,7 @@ func (b *build) copyFrom(s *stage, c *instructions.CopyCommand) (origin, error) 
 
 // origin finds a --from: a stage by name or number, a named context, or an image.
 func (b *build) origin(s *stage, name string, pos dag.Pos) (origin, error) {
-	if name == "" || name == scratch {
+	if name == "" {
 		return origin{}, nil
 	}
 	pos = b.f.word(pos, name)
@@ -410,6 +410,9 @@ func (b *build) origin(s *stage, name string, pos dag.Pos) (origin, error) {
 	}
 	if other, ok := b.byName[strings.ToLower(name)]; ok {
 		return origin{stage: other}, nil
+	}
+	if name == scratch {
+		return origin{}, nil
 	}
 	x, err := b.outside(name)
 	if err != nil {
