@@ -167,6 +167,8 @@ type Pack struct {
 	Docker bool `json:"docker,omitempty"`
 	// Epoch, if given, bounds the times in the layer: entries of a context get it, all others are clamped to it.
 	Epoch *int64 `json:"epoch,omitempty"`
+	// FromContext says that the step takes all its entries from a build context, as far as Epoch goes.
+	FromContext bool `json:"fromContext,omitempty"`
 }
 
 // Manifest makes an image's configuration and manifest of layers.

@@ -158,3 +158,14 @@ func edits(a, b string, limit int) int {
 	}
 	return min(d[len(a)][len(b)], limit)
 }
+
+// NearestStage returns the stage that a base image's name, which cannot be found as an image, probably means; "" if none is near.
+func (f *File) NearestStage(ref string) string {
+	var names []string
+	for _, n := range f.nodes {
+		if strings.EqualFold(n.Value, "from") && n.Next != nil && n.Next.Next != nil && n.Next.Next.Next != nil {
+			names = append(names, n.Next.Next.Next.Value) // FROM base AS name
+		}
+	}
+	return nearest(ref, names)
+}

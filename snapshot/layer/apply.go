@@ -74,12 +74,14 @@ func (a *applier) next(h *tar.Header) error {
 	if err != nil {
 		return err
 	}
-	white, skip, err := reserved(name)
-	if err != nil || skip {
-		return err
-	}
-	if white {
-		return a.white(name)
+	if !a.o.Archive {
+		white, skip, err := reserved(name)
+		if err != nil || skip {
+			return err
+		}
+		if white {
+			return a.white(name)
+		}
 	}
 	e, err := entry(h)
 	if err != nil {

@@ -73,6 +73,8 @@ type ApplyOptions struct {
 	IDs uint32
 	// MaxEntries limits the entries; 0 means DefaultMaxEntries.
 	MaxEntries int
+	// Archive says that the tar is no layer but an archive of ADD: names that begin with .wh. are files like others.
+	Archive bool
 }
 
 func (o ApplyOptions) maxEntries() int {

@@ -1,0 +1,466 @@
+package main
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"golang.org/x/sync/errgroup"
+
+	"img/cache"
+	"img/cmd/img/progress"
+	"img/dag"
+	"img/dag/dockerfile"
+	"img/engine"
+	img "img/exec"
+	"img/registry/image"
+)
+
+// A build is one run of `img build`.
+type build struct {
+	c *BuildCmd
+	g *Globals
+	r *buildRequest
+	s *store
+
+	name     string // the Dockerfile's, as positions have it
+	source   []byte
+	file     *dockerfile.File
+	plan     *dockerfile.Plan
+	bases    *bases
+	contexts map[string]*img.Context
+	// temp is removed at the end: a context that came on standard input.
+	temp string
+}
+
+// Run builds: read, lower, solve, write the results.
+func (c *BuildCmd) Run(ctx context.Context, g *Globals) error {
+	r, err := c.request(g)
+	if err != nil {
+		return err
+	}
+	b := &build{c: c, g: g, r: r, contexts: map[string]*img.Context{}}
+	defer b.close()
+	if b.s, err = openStore(g); err != nil {
+		return err
+	}
+	unlock, err := lockState(ctx, b.s.dir, false, func() { notef(g.stderr, "waiting for img prune to end") })
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if err := b.read(ctx); err != nil {
+		return err
+	}
+	if err := b.lower(ctx); err != nil {
+		return err
+	}
+	if c.Print != "" {
+		return b.print()
+	}
+	return b.make(ctx)
+}
+
+func (b *build) close() {
+	for _, c := range b.contexts {
+		c.Close()
+	}
+	if b.temp != "" {
+		os.RemoveAll(b.temp)
+	}
+}
+
+// read opens the context and reads the Dockerfile and the ignore file.
+func (b *build) read(ctx context.Context) error {
+	dir, err := b.contextDir(ctx)
+	if err != nil {
+		return err
+	}
+	if b.source == nil {
+		if err := b.readDockerfile(dir); err != nil {
+			return err
+		}
+	}
+	b.g.addSource(b.name, b.source)
+	if b.file, err = dockerfile.Parse(b.name, b.source); err != nil {
+		return err
+	}
+	if err := b.openContext(dag.MainContext, dir, b.ignoreFiles(dir)); err != nil {
+		return err
+	}
+	for name, c := range b.r.Contexts {
+		if c.Kind == "dir" {
+			if err := b.openContext(name, c.Value, []string{filepath.Join(c.Value, ".dockerignore")}); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// contextDir returns the build context's directory. Standard input is a tar, unpacked for the time of the build, or a Dockerfile.
+func (b *build) contextDir(ctx context.Context) (string, error) {
+	if b.r.Context != "-" {
+		info, err := os.Stat(b.r.Context)
+		if err != nil {
+			return "", withCode(exitUsage, fmt.Errorf("build context: %w", err))
+		}
+		if !info.IsDir() {
+			return "", withHint(exitUsage, fmt.Errorf("build context %s is not a directory", b.r.Context), "img build -f %s DIR", b.r.Context)
+		}
+		return filepath.Abs(b.r.Context)
+	}
+	tmp := filepath.Join(b.s.dir, "tmp")
+	if err := os.MkdirAll(tmp, 0o755); err != nil {
+		return "", err
+	}
+	var err error
+	if b.temp, err = os.MkdirTemp(tmp, "context-"); err != nil {
+		return "", err
+	}
+	text, err := img.ReadContext(ctx, b.g.stdin, b.temp)
+	if err != nil {
+		return "", withCode(exitUsage, fmt.Errorf("build context on standard input: %w", err))
+	}
+	if text != nil {
+		b.name, b.source = "Dockerfile", text
+	}
+	return b.temp, nil
+}
+
+// maxDockerfile bounds a Dockerfile, in bytes.
+const maxDockerfile = 16 << 20
+
+func (b *build) readDockerfile(dir string) error {
+	if b.r.File == "-" {
+		data, err := io.ReadAll(io.LimitReader(b.g.stdin, maxDockerfile+1))
+		b.name, b.source = "Dockerfile", data
+		return err
+	}
+	candidates := []string{b.r.File}
+	if b.r.File == "" {
+		candidates = []string{filepath.Join(dir, "Dockerfile"), filepath.Join(dir, "dockerfile"), filepath.Join(dir, "Containerfile")}
+	} else if _, err := os.Stat(b.r.File); err != nil && !filepath.IsAbs(b.r.File) {
+		// The original img and buildx take -f relative to the working directory; docker build of old, to the context.
+		candidates = append(candidates, filepath.Join(dir, b.r.File))
+	}
+	for _, f := range candidates {
+		data, err := os.ReadFile(f)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return withCode(exitUsage, err)
+		}
+		b.name, b.source = shortName(f), data
+		return nil
+	}
+	return withHint(exitUsage, fmt.Errorf("failed to read dockerfile: open %s: no such file or directory", candidates[0]),
+		"name it with -f FILE, or give the directory that holds it")
+}
+
+// shortName is a path as people typed it, or relative to where they are.
+func shortName(p string) string {
+	wd, err := os.Getwd()
+	if err != nil {
+		return p
+	}
+	if rel, err := filepath.Rel(wd, p); err == nil && !strings.HasPrefix(rel, "..") {
+		return rel
+	}
+	return p
+}
+
+// ignoreFiles are where the build context's ignore rules may stand; the first that exists counts alone.
+func (b *build) ignoreFiles(dir string) []string {
+	if b.c.Ignorefile != "" {
+		return []string{b.c.Ignorefile}
+	}
+	var out []string
+	if b.name != "" {
+		out = append(out, b.dockerfilePath(dir)+".dockerignore")
+	}
+	return append(out, filepath.Join(dir, ".dockerignore"))
+}
+
+func (b *build) dockerfilePath(dir string) string {
+	if b.r.File != "" && b.r.File != "-" {
+		return b.r.File
+	}
+	return filepath.Join(dir, filepath.Base(b.name))
+}
+
+func (b *build) openContext(name, dir string, ignoreFiles []string) error {
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return err
+	}
+	var patterns []string
+	rules := ""
+	for _, f := range ignoreFiles {
+		text, err := os.ReadFile(f)
+		if errors.Is(err, fs.ErrNotExist) && b.c.Ignorefile == "" {
+			continue
+		}
+		if err != nil {
+			return withCode(exitUsage, fmt.Errorf("ignore file: %w", err))
+		}
+		rules = shortName(f)
+		b.g.addSource(rules, text)
+		ignore, err := dockerfile.ParseIgnore(rules, text)
+		if err != nil {
+			return err
+		}
+		patterns = ignore.Patterns()
+		break
+	}
+	sum := sha256.Sum256([]byte(dir))
+	index := filepath.Join(b.s.dir, "cache", "files", hex.EncodeToString(sum[:16]))
+	if b.temp != "" && dir == b.temp {
+		index = ""
+	}
+	c, err := img.OpenContext(dir, patterns, rules, index)
+	if err != nil {
+		return withCode(exitUsage, fmt.Errorf("build context %s: %w", name, err))
+	}
+	b.contexts[name] = c
+	return nil
+}
+
+// lower resolves the base images, side by side, and makes the plan.
+func (b *build) lower(ctx context.Context) error {
+	o := b.options()
+	refs, err := b.file.Refs(o)
+	if err != nil {
+		return err
+	}
+	b.bases = &bases{
+		g: b.g, s: b.s, pull: b.r.Pull, insec: b.r.Insecure, layouts: b.r.Contexts,
+		from: map[v1.Hash]image.Fetcher{}, fetched: map[string]*image.Image{},
+	}
+	images := map[dockerfile.BaseRef]*image.Image{}
+	var mu sync.Mutex
+	g, ctx := errgroup.WithContext(ctx)
+	for _, ref := range refs {
+		g.Go(func() error {
+			found, err := b.bases.resolve(ctx, &mu, ref)
+			if err != nil {
+				return sourceError(&dockerfile.Error{Pos: ref.Pos, Err: fmt.Errorf("%s: %w", ref.Ref, err), Hint: b.baseHint(ref, err)})
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			images[ref] = found
+			return nil
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	b.plan, err = dockerfile.Lower(b.file, o, func(ref dockerfile.BaseRef) (*image.Image, error) {
+		found, ok := images[ref]
+		if !ok {
+			return nil, fmt.Errorf("%s: %w", ref.Ref, image.ErrNotFound)
+		}
+		return found, nil
+	})
+	if err != nil {
+		return err
+	}
+	for _, w := range b.plan.Warnings {
+		warnDockerfile(b.g.stderr, w)
+	}
+	return nil
+}
+
+// baseHint says what to do about a base image that cannot be had.
+func (b *build) baseHint(ref dockerfile.BaseRef, err error) string {
+	if !errors.Is(err, image.ErrNotFound) && b.r.Pull == pullNever {
+		return ""
+	}
+	if near := b.file.NearestStage(ref.Ref); near != "" {
+		return fmt.Sprintf("did you mean the stage %q?", near)
+	}
+	if b.r.Pull == pullNever {
+		return "the image is not in the local store, and --offline or --pull=never forbids to fetch it; `img load` or `img import` brings it in"
+	}
+	return "`img ls` shows the local images; --build-context NAME=oci-layout://DIR names one on disk"
+}
+
+// options are the Dockerfile's view of the command line.
+func (b *build) options() dockerfile.Options {
+	o := dockerfile.Options{
+		Target: b.c.Target, BuildArgs: b.r.BuildArgs, Labels: b.r.Labels,
+		Platform: b.r.Platform, BuildPlatform: b.r.Platform,
+		Contexts: map[string]dockerfile.Context{}, ProxyArgs: proxies(b.g.getenv),
+		NoCache: b.c.NoCache, NoCacheStages: b.r.NoCacheStage,
+		Network: b.r.Network, Hosts: b.r.Hosts,
+		Compression: b.compression(), Docker: b.r.Docker,
+		Epoch: b.r.Epoch, RewriteTimes: b.r.RewriteTimes,
+		Image: b.wantsImage(),
+	}
+	for name, c := range b.r.Contexts {
+		switch c.Kind {
+		case "dir":
+			o.Contexts[name] = dockerfile.Context{Local: true}
+		case "docker-image":
+			o.Contexts[name] = dockerfile.Context{Image: c.Value}
+		case "oci-layout":
+			o.Contexts[name] = dockerfile.Context{Layout: name}
+		}
+	}
+	return o
+}
+
+// compression is what the options ask for, or the outputs' attributes.
+func (b *build) compression() string {
+	if b.r.Compression != "" {
+		return b.r.Compression
+	}
+	for _, o := range b.r.Outputs {
+		if c := o.Attrs["compression"]; c != "" {
+			return c
+		}
+	}
+	return dag.Gzip
+}
+
+// wantsImage: names and image-like outputs do; so does a build without any result, which prints the image's digest.
+func (b *build) wantsImage() bool {
+	if len(b.r.Tags) > 0 || len(b.r.Outputs) == 0 || b.r.Push || b.c.Iidfile != "" || b.c.Quiet {
+		return true
+	}
+	return slices.ContainsFunc(b.r.Outputs, func(o Output) bool {
+		return o.Type == outOCI || o.Type == outDocker || o.Type == outImage
+	})
+}
+
+// proxies are the caller's proxy variables.
+func proxies(getenv func(string) string) map[string]string {
+	out := map[string]string{}
+	for _, n := range []string{"HTTP_PROXY", "HTTPS_PROXY", "FTP_PROXY", "NO_PROXY", "ALL_PROXY"} {
+		for _, k := range []string{n, strings.ToLower(n)} {
+			if v := getenv(k); v != "" {
+				out[k] = v
+			}
+		}
+	}
+	return out
+}
+
+func (b *build) print() error {
+	_, err := io.WriteString(b.g.stdout, b.plan.String())
+	return err
+}
+
+// targets are the vertices that the results need.
+func (b *build) targets() []dag.ID {
+	var out []dag.ID
+	if b.plan.Manifest != dag.Empty {
+		out = append(out, b.plan.Manifest)
+	}
+	if b.plan.Files != dag.Empty {
+		out = append(out, b.plan.Files)
+	}
+	return out
+}
+
+// make solves the plan and writes the results.
+func (b *build) make(ctx context.Context) error {
+	mode := b.r.Progress
+	if b.c.Quiet {
+		mode = progress.Quiet
+	}
+	display := progress.New(mode, b.g.stderr, progress.Options{Getenv: b.g.getenv})
+	x, outs, err := b.solve(ctx, display)
+	display.Close()
+	if x != nil {
+		defer x.Close()
+	}
+	if err != nil {
+		return err
+	}
+	if err := b.rememberBases(ctx); err != nil {
+		return err
+	}
+	return b.results(ctx, x, outs)
+}
+
+// solve runs the engine; once more if the id helpers failed and the mapping became one id.
+func (b *build) solve(ctx context.Context, display *progress.Display) (*img.Executor, map[dag.ID]cache.Output, error) {
+	for {
+		x := b.s.executor(b.g, img.Options{
+			Contexts: b.contexts, Base: b.bases, Secret: b.secret, ResolvConf: resolvConf(), Note: display.Note,
+		})
+		outs, err := engine.Solve(ctx, b.plan.Graph, b.targets(), x, engine.Options{
+			Cache: b.s.records, Jobs: b.c.Jobs, Observe: display.Observe, Boot: bootID(),
+		})
+		var remapped *img.RemappedError
+		if !errors.As(err, &remapped) {
+			return x, outs, err
+		}
+		x.Close()
+		display.Note(remapped.Error())
+		if err := b.s.remap(remapped.Mapping); err != nil {
+			return nil, nil, err
+		}
+	}
+}
+
+// secret reads a secret when a step asks for it.
+func (b *build) secret(id string) ([]byte, bool, error) {
+	s, ok := b.r.Secrets[id]
+	if !ok {
+		return nil, false, nil
+	}
+	if s.Env != "" {
+		if v, ok := os.LookupEnv(s.Env); ok || s.Src == "" {
+			return []byte(v), ok, nil
+		}
+	}
+	data, err := os.ReadFile(s.Src)
+	if err != nil {
+		return nil, false, withCode(exitUsage, fmt.Errorf("secret %s: %w", id, err))
+	}
+	if len(data) > 500<<10 {
+		return nil, false, usagef("secret %s: %s is larger than 500 KiB", id, s.Src)
+	}
+	return data, true, nil
+}
+
+// resolvConf is the host's; steps share its network.
+func resolvConf() []byte {
+	data, err := os.ReadFile("/etc/resolv.conf")
+	if err != nil {
+		return []byte("nameserver 127.0.0.1\n")
+	}
+	return data
+}
+
+func bootID() string {
+	id, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSpace(string(id))
+}
+
+// rememberBases names the bases that came from registries, now that their layers are here: the next build needs no network.
+func (b *build) rememberBases(ctx context.Context) error {
+	for _, ref := range slices.Sorted(maps.Keys(b.bases.fetched)) {
+		if err := b.bases.remember(ctx, ref); err != nil {
+			return fmt.Errorf("keep base image %s: %w", ref, err)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,233 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strconv"
+	"strings"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+
+	"img/cache"
+	"img/cache/atomicfile"
+	"img/dag"
+	img "img/exec"
+	"img/registry/image"
+	"img/registry/layout"
+)
+
+// results names the image and writes every output. Names come first: they are what cannot be made again by reading standard error.
+func (b *build) results(ctx context.Context, x *img.Executor, outs map[dag.ID]cache.Output) error {
+	var built img.Built
+	if b.plan.Manifest != dag.Empty {
+		var err error
+		if built, err = img.BuiltImage(outs[b.plan.Manifest]); err != nil {
+			return err
+		}
+		if err := b.tag(ctx, built.Manifest); err != nil {
+			return err
+		}
+	}
+	for _, o := range b.r.Outputs {
+		if err := b.output(ctx, x, o, outs, built); err != nil {
+			return fmt.Errorf("output %s: %w", o.Type, err)
+		}
+	}
+	if err := b.push(ctx, built.Manifest); err != nil {
+		return err
+	}
+	if err := b.writeMetadata(built); err != nil {
+		return err
+	}
+	return b.say(built)
+}
+
+// names are all names of the image: -t, and the name attributes of outputs.
+func (b *build) names() []string {
+	out := b.r.Tags
+	for _, o := range b.r.Outputs {
+		out = append(out, outputNames(o)...)
+	}
+	return out
+}
+
+func outputNames(o Output) []string {
+	var out []string
+	if o.Attrs["name"] == "" {
+		return nil
+	}
+	for n := range strings.SplitSeq(o.Attrs["name"], ",") {
+		if ref, err := fullReference(n); err == nil { // checked when the option was read
+			out = append(out, ref.String())
+		}
+	}
+	return out
+}
+
+func (b *build) tag(ctx context.Context, d v1.Descriptor) error {
+	names := b.r.Tags
+	for _, o := range b.r.Outputs {
+		if o.Type == outImage {
+			names = append(names, outputNames(o)...)
+		}
+	}
+	for _, n := range names {
+		if err := b.s.images.Tag(ctx, n, d); err != nil {
+			return fmt.Errorf("tag %s: %w", n, err)
+		}
+	}
+	return nil
+}
+
+func (b *build) output(ctx context.Context, x *img.Executor, o Output, outs map[dag.ID]cache.Output, built img.Built) error {
+	files := cache.Output("")
+	if b.plan.Files != dag.Empty {
+		files = outs[b.plan.Files]
+	}
+	var epoch *int64
+	if b.r.RewriteTimes {
+		epoch = b.r.Epoch
+	}
+	switch o.Type {
+	case outLocal:
+		return writeFiles(ctx, x, files, o.Dest, epoch)
+	case outTar:
+		return b.writeTar(ctx, x, files, o.Dest, epoch)
+	case outOCI, outDocker:
+		return b.writeArchive(ctx, o, built.Manifest)
+	}
+	return nil
+}
+
+// writeTar writes the image's files as a tar. The inner process writes to our pipe, never to the caller's path.
+func (b *build) writeTar(ctx context.Context, x *img.Executor, files cache.Output, dest string, epoch *int64) error {
+	return writeOutput(b.g, dest, func(w io.Writer) error {
+		r, pw, err := os.Pipe()
+		if err != nil {
+			return err
+		}
+		defer r.Close()
+		wrote := make(chan error, 1)
+		go func() {
+			err := x.WriteTar(ctx, files, epoch, pw)
+			pw.Close()
+			wrote <- err
+		}()
+		_, err = io.Copy(w, r)
+		if err != nil {
+			r.Close() // the writer then gets EPIPE and ends
+		}
+		return errors.Join(err, <-wrote)
+	})
+}
+
+func (b *build) writeArchive(ctx context.Context, o Output, d v1.Descriptor) error {
+	names := append(outputNames(o), b.r.Tags...)
+	if o.directory() {
+		return b.writeLayout(ctx, o.Dest, names, d)
+	}
+	write := layout.WriteOCIArchive
+	if o.Type == outDocker {
+		write = layout.WriteDockerArchive
+	}
+	return writeOutput(b.g, o.Dest, func(w io.Writer) error {
+		return write(ctx, w, b.s.images, []layout.Named{{Descriptor: d, Refs: names}})
+	})
+}
+
+// writeLayout adds the image to an OCI layout directory.
+func (b *build) writeLayout(ctx context.Context, dir string, names []string, d v1.Descriptor) error {
+	s, err := layout.Open(dir)
+	if err != nil {
+		return err
+	}
+	if err := image.Copy(ctx, s, b.s.images, d, image.CopyOptions{}); err != nil {
+		return err
+	}
+	if len(names) == 0 {
+		names = []string{d.Digest.String()}
+	}
+	for _, n := range names {
+		if err := s.Tag(ctx, n, d); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// push sends the image under its names if asked to.
+func (b *build) push(ctx context.Context, d v1.Descriptor) error {
+	var names []string
+	if b.r.Push {
+		names = b.names()
+	}
+	for _, o := range b.r.Outputs {
+		if yes, _ := strconv.ParseBool(o.Attrs["push"]); yes && !b.r.Push {
+			names = append(names, outputNames(o)...)
+			if o.Attrs["name"] == "" {
+				names = append(names, b.r.Tags...)
+			}
+		}
+	}
+	for _, n := range names {
+		c, err := newClient(b.g, b.r.Insecure, n)
+		if err != nil {
+			return err
+		}
+		if err := pushImage(ctx, b.s.images, c, n, d); err != nil {
+			return pushError(fmt.Errorf("push %s: %w", n, err))
+		}
+	}
+	return nil
+}
+
+// writeMetadata writes --iidfile and --metadata-file.
+func (b *build) writeMetadata(built img.Built) error {
+	if b.c.Iidfile != "" {
+		if err := atomicfile.Write(b.c.Iidfile, []byte(built.Config.String()), atomicfile.Options{}); err != nil {
+			return fmt.Errorf("--iidfile: %w", err)
+		}
+	}
+	if b.c.MetadataFile == "" {
+		return nil
+	}
+	meta := map[string]any{}
+	if b.plan.Manifest != dag.Empty {
+		meta["containerimage.config.digest"] = built.Config.String()
+		meta["containerimage.digest"] = built.Manifest.Digest.String()
+		meta["containerimage.descriptor"] = built.Manifest
+		if names := b.names(); len(names) > 0 {
+			meta["image.name"] = strings.Join(names, ",")
+		}
+	}
+	data, err := json.MarshalIndent(meta, "", "  ")
+	if err != nil {
+		return err
+	}
+	if err := atomicfile.Write(b.c.MetadataFile, append(data, '\n'), atomicfile.Options{}); err != nil {
+		return fmt.Errorf("--metadata-file: %w", err)
+	}
+	return nil
+}
+
+// say prints the result: with -q the image's id alone; without names and outputs its digest, since there is no other way to it.
+func (b *build) say(built img.Built) error {
+	switch {
+	case b.plan.Manifest == dag.Empty:
+		return nil
+	case b.c.Quiet:
+		_, err := fmt.Fprintln(b.g.stdout, built.Config)
+		return err
+	case len(b.names()) == 0 && len(b.r.Outputs) == 0:
+		_, err := fmt.Fprintln(b.g.stdout, built.Config)
+		return err
+	}
+	for _, n := range b.names() {
+		notef(b.g.stderr, "built %s %s", n, built.Manifest.Digest)
+	}
+	return nil
+}

@@ -1,0 +1,481 @@
+package exec
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/moby/patternmatcher"
+	"golang.org/x/sys/unix"
+
+	"img/cache/contenthash"
+	"img/snapshot"
+)
+
+// A Context is a local build context: a directory of the caller's, less what its ignore file hides. Files in it belong to 0:0,
+// whoever owns them outside (BuildKit's rule). It is a source.
+type Context struct {
+	// Path is the directory, absolute.
+	Path string
+	// Patterns are the ignore file's; Rules is how errors call it (".dockerignore").
+	Patterns []string
+	Rules    string
+
+	dir    *os.File
+	ignore *patternmatcher.PatternMatcher
+	index  *contenthash.Index
+}
+
+// OpenContext opens a directory as a context. indexPath is where file digests are remembered; "" remembers none.
+func OpenContext(dir string, patterns []string, rules, indexPath string) (*Context, error) {
+	f, err := os.OpenFile(dir, os.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	c := &Context{Path: dir, Patterns: patterns, Rules: rules, dir: f}
+	if err := c.prepare(indexPath); err != nil {
+		f.Close()
+		return nil, err
+	}
+	return c, nil
+}
+
+func (c *Context) prepare(indexPath string) (err error) {
+	if len(c.Patterns) > 0 {
+		if c.ignore, err = patternmatcher.New(c.Patterns); err != nil {
+			return fmt.Errorf("%s: %w", c.Rules, err)
+		}
+	}
+	if indexPath != "" {
+		c.index, err = contenthash.Open(indexPath)
+	}
+	return err
+}
+
+// Close releases the directory and keeps what was learned about its files.
+func (c *Context) Close() error {
+	var err error
+	if c.index != nil {
+		err = c.index.Save(false)
+	}
+	return errors.Join(err, c.dir.Close())
+}
+
+// openIn opens a path inside a directory for reading; no component may be a link, and none leads out.
+func openIn(dir *os.File, p string) (*os.File, error) {
+	fd, err := unix.Openat2(int(dir.Fd()), p, &unix.OpenHow{
+		Flags:   unix.O_RDONLY | unix.O_CLOEXEC | unix.O_NOFOLLOW | unix.O_NONBLOCK,
+		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS,
+	})
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: p, Err: err}
+	}
+	return os.NewFile(uintptr(fd), p), nil
+}
+
+// statIn is lstat inside a directory, by the same rules.
+func statIn(dir *os.File, p string) (unix.Stat_t, error) {
+	var st unix.Stat_t
+	parent, base := path.Split(p)
+	if parent == "" {
+		err := unix.Fstatat(int(dir.Fd()), base, &st, unix.AT_SYMLINK_NOFOLLOW)
+		return st, err
+	}
+	fd, err := unix.Openat2(int(dir.Fd()), parent, &unix.OpenHow{
+		Flags:   unix.O_PATH | unix.O_CLOEXEC | unix.O_DIRECTORY,
+		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS,
+	})
+	if err != nil {
+		return st, err
+	}
+	defer unix.Close(fd)
+	err = unix.Fstatat(fd, base, &st, unix.AT_SYMLINK_NOFOLLOW)
+	return st, err
+}
+
+func (c *Context) lstat(p string) (snapshot.Entry, bool, error) {
+	if hidden, err := c.hides(p); err != nil || hidden {
+		return snapshot.Entry{}, false, err
+	}
+	st, err := statIn(c.dir, p)
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
+		return snapshot.Entry{}, false, nil
+	}
+	if err != nil {
+		return snapshot.Entry{}, false, fmt.Errorf("build context: %w", &os.PathError{Op: "lstat", Path: p, Err: err})
+	}
+	e, ok, err := c.entry(p, &st, func() (string, error) { return readlinkIn(c.dir, p) })
+	return e, ok, err
+}
+
+// hides reports whether a path cannot be reached: ignored itself, and not a directory that holds something re-included.
+func (c *Context) hides(p string) (bool, error) {
+	if c.ignore == nil || p == "." {
+		return false, nil
+	}
+	ignored, err := c.ignore.MatchesOrParentMatches(p)
+	if err != nil || !ignored || !c.ignore.Exclusions() {
+		return ignored, err
+	}
+	// A pattern with "!" may bring back something below an ignored directory.
+	st, err := statIn(c.dir, p)
+	if err != nil || st.Mode&unix.S_IFMT != unix.S_IFDIR {
+		return true, nil
+	}
+	seen := false
+	err = c.walkBelow(p, true, func(snapshot.Entry, content) error { seen = true; return errStop })
+	if errors.Is(err, errStop) {
+		err = nil
+	}
+	return !seen, err
+}
+
+var errStop = errors.New("stop")
+
+func (c *Context) ignoredBy(p string) string {
+	if c.ignore == nil {
+		return ""
+	}
+	if _, err := statIn(c.dir, p); err != nil {
+		return ""
+	}
+	if ignored, err := c.ignore.MatchesOrParentMatches(p); err == nil && ignored {
+		return c.Rules
+	}
+	return ""
+}
+
+func (c *Context) names(dir string) ([]string, error) {
+	f, err := openIn(c.dir, dir)
+	if err != nil {
+		return nil, fmt.Errorf("build context: %w", err)
+	}
+	defer f.Close()
+	all, err := f.Readdirnames(-1)
+	if err != nil {
+		return nil, fmt.Errorf("build context: %w", err)
+	}
+	slices.Sort(all)
+	out := all[:0]
+	for _, n := range all {
+		hidden, err := c.hides(path.Join(dir, n))
+		if err != nil {
+			return nil, err
+		}
+		if !hidden {
+			out = append(out, n)
+		}
+	}
+	return out, nil
+}
+
+// walk visits what the ignore file leaves. An ignored directory is visited only when something below it is re-included.
+func (c *Context) walk(root string, f visitor) error {
+	e, ok, err := c.lstat(root)
+	if err != nil || !ok {
+		return err
+	}
+	if e.Type != snapshot.Dir {
+		return c.visitOne(root, e, f)
+	}
+	if err := f(e, nil); err != nil {
+		return err
+	}
+	ignored := false
+	if c.ignore != nil && root != "." {
+		if ignored, err = c.ignore.MatchesOrParentMatches(root); err != nil {
+			return err
+		}
+	}
+	return c.walkBelow(root, ignored, f)
+}
+
+// visitOne visits a walk's root that is no directory.
+func (c *Context) visitOne(root string, e snapshot.Entry, f visitor) error {
+	dir, err := openIn(c.dir, path.Dir(root))
+	if err != nil {
+		return fmt.Errorf("build context: %w", err)
+	}
+	defer dir.Close()
+	var st unix.Stat_t
+	if err := unix.Fstatat(int(dir.Fd()), path.Base(root), &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return fmt.Errorf("build context: %w", &os.PathError{Op: "lstat", Path: root, Err: err})
+	}
+	if e.Type == snapshot.File {
+		if e.Xattrs, err = xattrsAt(dir, path.Base(root)); err != nil {
+			return err
+		}
+	}
+	return f(e, contextFile{c, dir, path.Base(root), root, &st}.content(e))
+}
+
+// walkBelow visits what is below a directory, but not the directory.
+func (c *Context) walkBelow(root string, ignored bool, f visitor) error {
+	dir, err := openIn(c.dir, root)
+	if err != nil {
+		return fmt.Errorf("build context: %w", err)
+	}
+	defer dir.Close()
+	w := walker{c: c, f: f, links: map[[2]uint64]string{}}
+	return w.dir(dir, root, ignored)
+}
+
+// A walker is one walk of a context.
+type walker struct {
+	c *Context
+	f visitor
+	// links are the files with several names, by device and inode, with the first name met.
+	links map[[2]uint64]string
+	// pending are ignored directories whose visit waits for something below them that is not ignored.
+	pending []snapshot.Entry
+}
+
+func (w *walker) dir(dir *os.File, rel string, ignored bool) error {
+	names, err := dir.Readdirnames(-1)
+	if err != nil {
+		return fmt.Errorf("build context: %w", &os.PathError{Op: "read directory", Path: rel, Err: errors.Unwrap(err)})
+	}
+	slices.Sort(names)
+	for _, n := range names {
+		if err := w.one(dir, n, path.Join(rel, n)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (w *walker) one(dir *os.File, name, rel string) error {
+	ignored, err := w.ignored(rel)
+	if err != nil {
+		return err
+	}
+	if ignored && !w.c.ignore.Exclusions() {
+		return nil
+	}
+	var st unix.Stat_t
+	if err := unix.Fstatat(int(dir.Fd()), name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		if errors.Is(err, unix.ENOENT) {
+			return nil // gone since the directory was read
+		}
+		return fmt.Errorf("build context: %w", &os.PathError{Op: "lstat", Path: rel, Err: err})
+	}
+	isDir := st.Mode&unix.S_IFMT == unix.S_IFDIR
+	if ignored && !isDir {
+		return nil
+	}
+	e, ok, err := w.c.entry(rel, &st, func() (string, error) { return readlinkAt(dir, name) })
+	if err != nil || !ok {
+		return err
+	}
+	if isDir {
+		return w.enter(dir, name, e, ignored)
+	}
+	if e.Type == snapshot.File && st.Nlink > 1 {
+		id := [2]uint64{uint64(st.Dev), st.Ino}
+		if first, ok := w.links[id]; ok {
+			e.HardLink = first
+		} else {
+			w.links[id] = rel
+		}
+	}
+	if e.Type == snapshot.File {
+		if e.Xattrs, err = xattrsAt(dir, name); err != nil {
+			return err
+		}
+	}
+	if err := w.flush(); err != nil {
+		return err
+	}
+	return w.f(e, contextFile{w.c, dir, name, rel, &st}.content(e))
+}
+
+// A contextFile is the content of a file that a walk of a context is at.
+type contextFile struct {
+	c         *Context
+	dir       *os.File
+	name, rel string
+	st        *unix.Stat_t
+}
+
+func (f contextFile) content(e snapshot.Entry) content {
+	if e.Type != snapshot.File {
+		return nil
+	}
+	return f
+}
+
+func (f contextFile) open() (*os.File, error) {
+	fd, err := unix.Openat(int(f.dir.Fd()), f.name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, fmt.Errorf("build context: %w", &os.PathError{Op: "open", Path: f.rel, Err: err})
+	}
+	return os.NewFile(uintptr(fd), f.rel), nil
+}
+
+func (f contextFile) digest() (string, error) {
+	if f.c.index != nil {
+		return f.c.index.Digest(f.rel, statInfo{f.name, f.st}, f.open)
+	}
+	file, err := f.open()
+	if err != nil {
+		return "", err
+	}
+	defer file.Close()
+	h := sha256.New()
+	if _, err := io.Copy(h, file); err != nil {
+		return "", err
+	}
+	return hex.EncodeToString(h.Sum(nil)), nil
+}
+
+// statInfo shows a stat result as package os does.
+type statInfo struct {
+	name string
+	st   *unix.Stat_t
+}
+
+func (i statInfo) Name() string       { return i.name }
+func (i statInfo) Size() int64        { return i.st.Size }
+func (i statInfo) Mode() os.FileMode  { return os.FileMode(i.st.Mode & 0o777) }
+func (i statInfo) ModTime() time.Time { return time.Unix(i.st.Mtim.Unix()) }
+func (i statInfo) IsDir() bool        { return false }
+func (i statInfo) Sys() any {
+	s := i.st
+	return &syscall.Stat_t{
+		Dev: s.Dev, Ino: s.Ino, Nlink: s.Nlink, Mode: s.Mode, Uid: s.Uid, Gid: s.Gid, Rdev: s.Rdev, Size: s.Size,
+		Mtim: syscall.Timespec(s.Mtim), Ctim: syscall.Timespec(s.Ctim),
+	}
+}
+
+func (w *walker) enter(parent *os.File, name string, e snapshot.Entry, ignored bool) error {
+	if ignored {
+		w.pending = append(w.pending, e)
+	} else {
+		if err := w.flush(); err != nil {
+			return err
+		}
+		if err := w.f(e, nil); err != nil {
+			return err
+		}
+	}
+	fd, err := unix.Openat(int(parent.Fd()), name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("build context: %w", &os.PathError{Op: "open", Path: e.Path, Err: err})
+	}
+	dir := os.NewFile(uintptr(fd), e.Path)
+	defer dir.Close()
+	if err := w.dir(dir, e.Path, ignored); err != nil {
+		return err
+	}
+	if n := len(w.pending); ignored && n > 0 && w.pending[n-1].Path == e.Path {
+		w.pending = w.pending[:n-1] // nothing below it was re-included
+	}
+	return nil
+}
+
+// flush visits the directories that waited.
+func (w *walker) flush() error {
+	for _, e := range w.pending {
+		if err := w.f(e, nil); err != nil {
+			return err
+		}
+	}
+	w.pending = w.pending[:0]
+	return nil
+}
+
+func (w *walker) ignored(rel string) (bool, error) {
+	if w.c.ignore == nil {
+		return false, nil
+	}
+	return w.c.ignore.MatchesOrParentMatches(rel)
+}
+
+// entry describes a file of the context; ok is false for what is left out (sockets).
+func (c *Context) entry(rel string, st *unix.Stat_t, readlink func() (string, error)) (e snapshot.Entry, ok bool, err error) {
+	e = snapshot.Entry{Path: rel, Mode: st.Mode & 0o7777, MTime: st.Mtim.Nano()}
+	switch st.Mode & unix.S_IFMT {
+	case unix.S_IFDIR:
+		e.Type = snapshot.Dir
+	case unix.S_IFREG:
+		e.Type, e.Size = snapshot.File, st.Size
+	case unix.S_IFLNK:
+		e.Type, e.Mode = snapshot.Symlink, 0o777
+		if e.Link, err = readlink(); err != nil {
+			return e, false, fmt.Errorf("build context: %w", err)
+		}
+	case unix.S_IFCHR, unix.S_IFBLK:
+		e.Type = snapshot.Char
+		if st.Mode&unix.S_IFMT == unix.S_IFBLK {
+			e.Type = snapshot.Block
+		}
+		e.Major, e.Minor = unix.Major(uint64(st.Rdev)), unix.Minor(uint64(st.Rdev))
+	case unix.S_IFIFO:
+		e.Type = snapshot.Fifo
+	default:
+		return e, false, nil
+	}
+	return e, true, nil
+}
+
+func readlinkIn(dir *os.File, p string) (string, error) {
+	f, err := unix.Openat2(int(dir.Fd()), p, &unix.OpenHow{
+		Flags:   unix.O_PATH | unix.O_NOFOLLOW | unix.O_CLOEXEC,
+		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_MAGICLINKS,
+	})
+	if err != nil {
+		return "", &os.PathError{Op: "readlink", Path: p, Err: err}
+	}
+	defer unix.Close(f)
+	return readlinkFD(f, "", p)
+}
+
+func readlinkAt(dir *os.File, name string) (string, error) {
+	return readlinkFD(int(dir.Fd()), name, filepath.Join(dir.Name(), name))
+}
+
+func readlinkFD(fd int, name, label string) (string, error) {
+	buf := make([]byte, unix.PathMax)
+	n, err := unix.Readlinkat(fd, name, buf)
+	if err != nil {
+		return "", &os.PathError{Op: "readlink", Path: label, Err: err}
+	}
+	return string(buf[:n]), nil
+}
+
+// xattrsAt reads the extended attributes of a context file that a layer keeps: user.* and security.capability.
+func xattrsAt(dir *os.File, name string) ([]snapshot.Xattr, error) {
+	p := fmt.Sprintf("/proc/self/fd/%d/%s", dir.Fd(), name)
+	var buf [4096]byte
+	size, err := unix.Llistxattr(p, buf[:])
+	if err != nil || size <= 0 {
+		return nil, nil // none, or a file system without
+	}
+	var out []snapshot.Xattr
+	for n := range strings.SplitSeq(strings.TrimRight(string(buf[:size]), "\x00"), "\x00") {
+		if !strings.HasPrefix(n, "user.") && n != "security.capability" ||
+			strings.HasPrefix(n, "user.overlay.") || strings.HasPrefix(n, "user.img.") {
+			continue
+		}
+		v := make([]byte, 64<<10)
+		size, err := unix.Lgetxattr(p, n, v)
+		if err != nil {
+			return nil, fmt.Errorf("build context: %w", &os.PathError{Op: "read attribute " + n + " of", Path: name, Err: err})
+		}
+		out = append(out, snapshot.Xattr{Name: n, Value: slices.Clone(v[:size])})
+	}
+	slices.SortFunc(out, func(a, b snapshot.Xattr) int { return strings.Compare(a.Name, b.Name) })
+	return out, nil
+}
+
+var _ source = (*Context)(nil)
+var _ io.Closer = (*Context)(nil)

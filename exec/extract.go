@@ -1,0 +1,281 @@
+package exec
+
+import (
+	"archive/tar"
+	"bufio"
+	"bytes"
+	"compress/bzip2"
+	"context"
+	"crypto/sha256"
+	"encoding/gob"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path"
+	"runtime"
+	"strings"
+	"syscall"
+
+	"github.com/ulikunitz/xz"
+	"golang.org/x/sys/unix"
+
+	"img/registry/image"
+	"img/snapshot"
+	"img/snapshot/layer"
+)
+
+// ExtractName is the name that the extraction child is started under: cmd/img calls Extract when it finds it.
+const ExtractName = "img-extract"
+
+// extractArgs tell the child what comes on its standard input. Descriptor 3 is the directory to fill, 4 takes the answer.
+type extractArgs struct {
+	// MediaType is the layer's; "" means that the compression is found out (archives of ADD).
+	MediaType string
+	// DiffID, if set, must be the digest of the uncompressed stream.
+	DiffID string
+	IDs    uint32
+	// Archive: no whiteouts, as in the archives of ADD.
+	Archive bool
+}
+
+type extractReply struct {
+	Applied *layer.Applied
+	Err     string
+	Errno   int
+}
+
+// extract applies an archive in a child that has its own mount namespace and has pivoted into the directory: whatever is in the
+// archive, there is nothing else to reach.
+func (w *world) extract(ctx context.Context, blob *os.File, dir string, a extractArgs) (*layer.Applied, error) {
+	text, err := json.Marshal(a)
+	if err != nil {
+		return nil, err
+	}
+	target, err := os.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	defer target.Close()
+	r, wr, err := os.Pipe()
+	if err != nil {
+		return nil, err
+	}
+	defer r.Close()
+	var stderr bytes.Buffer
+	cmd := exec.CommandContext(ctx, "/proc/self/exe")
+	cmd.Args = []string{ExtractName, string(text)}
+	cmd.Env, cmd.Stdin, cmd.Stderr = []string{}, blob, &stderr
+	cmd.ExtraFiles = []*os.File{target, wr}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNS | unix.CLONE_NEWNET | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS}
+	err = cmd.Start()
+	wr.Close()
+	if err != nil {
+		return nil, fmt.Errorf("start the extraction: %w", err)
+	}
+	var reply extractReply
+	derr := gob.NewDecoder(bufio.NewReader(r)).Decode(&reply)
+	werr := cmd.Wait()
+	switch {
+	case ctx.Err() != nil:
+		return nil, context.Cause(ctx)
+	case derr != nil:
+		return nil, fmt.Errorf("the extraction died (%v): %s", werr, strings.TrimSpace(stderr.String()))
+	case reply.Err != "" && reply.Errno != 0:
+		return nil, errnoError{errors.New(reply.Err), syscall.Errno(reply.Errno)}
+	case reply.Err != "":
+		return nil, errors.New(reply.Err)
+	}
+	return reply.Applied, nil
+}
+
+// Extract is the extraction child.
+func Extract(args string) error {
+	out := bufio.NewWriter(os.NewFile(4, "answer"))
+	var reply extractReply
+	var err error
+	if reply.Applied, err = extractHere(args); err != nil {
+		var n syscall.Errno
+		errors.As(err, &n)
+		reply = extractReply{Err: err.Error(), Errno: int(n)}
+	}
+	if err := gob.NewEncoder(out).Encode(reply); err != nil {
+		return err
+	}
+	return out.Flush()
+}
+
+func extractHere(args string) (*layer.Applied, error) {
+	var a extractArgs
+	if err := json.Unmarshal([]byte(args), &a); err != nil {
+		return nil, err
+	}
+	unix.Umask(0)
+	target := os.NewFile(3, "target")
+	if err := enterTarget(target); err != nil {
+		return nil, err
+	}
+	in := io.Reader(bufio.NewReaderSize(os.Stdin, 256<<10))
+	var plain io.ReadCloser
+	var err error
+	if a.Archive {
+		plain, err = decompressAny(in)
+	} else {
+		plain, err = image.Decompress(in, a.MediaType)
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer plain.Close()
+	h := sha256.New()
+	stream := io.TeeReader(plain, h)
+	applied, err := layer.Apply(context.Background(), stream, target, layer.ApplyOptions{IDs: a.IDs, Archive: a.Archive})
+	if err != nil {
+		return nil, err
+	}
+	// What follows the archive's end belongs to the digest.
+	if _, err := io.Copy(io.Discard, stream); err != nil {
+		return nil, err
+	}
+	if got := "sha256:" + hex.EncodeToString(h.Sum(nil)); a.DiffID != "" && got != a.DiffID {
+		return nil, fmt.Errorf("the uncompressed layer has the digest %s, the image's configuration says %s", got, a.DiffID)
+	}
+	return applied, nil
+}
+
+// enterTarget makes the target the root of this process's mount namespace and lets go of everything else but /proc/self/fd, which setting
+// attributes needs: it is not reachable from the new root.
+func enterTarget(target *os.File) error {
+	runtime.LockOSThread()
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		return fmt.Errorf("make mounts private: %w", err)
+	}
+	self := fmt.Sprintf("/proc/self/fd/%d", target.Fd())
+	dir, err := os.Readlink(self)
+	if err != nil {
+		return err
+	}
+	if err := unix.Mount(dir, dir, "", unix.MS_BIND, ""); err != nil {
+		return fmt.Errorf("bind %s: %w", dir, err)
+	}
+	if err := unix.Chdir(dir); err != nil {
+		return err
+	}
+	if err := unix.PivotRoot(".", "."); err != nil {
+		return fmt.Errorf("pivot_root: %w", err)
+	}
+	if err := unix.Unmount(".", unix.MNT_DETACH); err != nil {
+		return fmt.Errorf("detach the old root: %w", err)
+	}
+	return unix.Chdir("/")
+}
+
+// decompressAny recognises gzip, bzip2, xz, zstd and plain data by their first bytes.
+func decompressAny(r io.Reader) (io.ReadCloser, error) {
+	b := bufio.NewReaderSize(r, 64<<10)
+	magic, _ := b.Peek(6)
+	switch {
+	case bytes.HasPrefix(magic, []byte("BZh")):
+		return io.NopCloser(bzip2.NewReader(b)), nil
+	case bytes.HasPrefix(magic, []byte{0xfd, '7', 'z', 'X', 'Z', 0}):
+		x, err := xz.NewReader(b)
+		if err != nil {
+			return nil, err
+		}
+		return io.NopCloser(x), nil
+	}
+	return image.Decompress(b, "")
+}
+
+// isArchive reports whether a file is a tar archive in any compression: its first header parses. The file is read from its start again.
+func isArchive(f *os.File) (bool, error) {
+	defer f.Seek(0, io.SeekStart)
+	plain, err := decompressAny(f)
+	if err != nil {
+		return false, nil
+	}
+	defer plain.Close()
+	_, err = tar.NewReader(plain).Next()
+	return err == nil, nil
+}
+
+// unpackArchive extracts an archive of ADD: into a directory of its own first, then over the root as a copy is.
+func (w *world) unpackArchive(ctx context.Context, archive *os.File, t *target, dst string) error {
+	st, err := w.snaps.Stage()
+	if err != nil {
+		return err
+	}
+	defer st.Discard()
+	applied, err := w.extract(ctx, archive, st.Dir(), extractArgs{IDs: t.ids, Archive: true})
+	if err != nil {
+		return err
+	}
+	if len(applied.Links) > 0 {
+		return fmt.Errorf("hard link %s: its target %s is not in the archive", applied.Links[0].Path, applied.Links[0].Target)
+	}
+	dir, err := os.Open(st.Dir())
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	implicit := map[string]bool{}
+	for _, p := range applied.Implicit {
+		implicit[p] = true
+	}
+	for _, e := range applied.Entries {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		if err := t.merge(dst, e, viewFile{dir, e}, implicit[e.Path]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// merge puts one entry of an extracted archive in place. A directory that the archive only implies follows links of the root; one that
+// it has replaces whatever is not a directory.
+func (t *target) merge(dst string, e snapshot.Entry, c viewFile, implied bool) error {
+	if e.Path == "." {
+		return nil
+	}
+	to := path.Join(dst, e.Path)
+	parent, err := t.resolve(path.Dir(to))
+	if err != nil {
+		return err
+	}
+	to = path.Join(parent, path.Base(to))
+	if e.Type == snapshot.Dir {
+		if implied {
+			real, err := t.resolve(to)
+			if err != nil {
+				return err
+			}
+			return t.mkdirAll(real)
+		}
+		if isDir, err := t.isDir(to); err != nil {
+			return err
+		} else if !isDir {
+			fd, base, err := t.dir(to)
+			if err != nil {
+				return err
+			}
+			if err := unix.Unlinkat(fd, base, 0); err != nil && !errors.Is(err, unix.ENOENT) {
+				return &os.PathError{Op: "remove", Path: "/" + to, Err: err}
+			}
+		}
+	}
+	if e.HardLink != "" {
+		first := path.Join(dst, e.HardLink)
+		parent, err := t.resolve(path.Dir(first))
+		if err != nil {
+			return err
+		}
+		e.HardLink = path.Join(parent, path.Base(first))
+	}
+	_, err = t.put(to, e, c)
+	return err
+}

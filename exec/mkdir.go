@@ -1,0 +1,56 @@
+package exec
+
+import (
+	"context"
+	"os"
+
+	"img/cache"
+	"img/dag"
+	"img/snapshot"
+)
+
+func mkdirKey(h *cache.Hash, op *dag.Mkdir, in []cache.Output) {
+	h.Line("base", string(name(op.Base, in)))
+	h.Line("path", op.Path)
+	h.Line("user", op.User)
+}
+
+type mkdirArgs struct {
+	Op   *dag.Mkdir
+	Base snapshot.Name
+}
+
+func (x *Executor) mkdir(ctx context.Context, op *dag.Mkdir, in []cache.Output) (cache.Output, error) {
+	base := name(op.Base, in)
+	if err := x.materialize(ctx, base); err != nil {
+		return "", err
+	}
+	var out snapshot.Name
+	err := x.call(ctx, "mkdir", mkdirArgs{op, base}, &out)
+	return cache.Output(out), err
+}
+
+// mkdir is WORKDIR: the directory and its missing parents, owned by USER (an unknown name is root).
+func (w *world) mkdir(ctx context.Context, a mkdirArgs, _ []*os.File) (snapshot.Name, error) {
+	active, err := w.snaps.Prepare(ctx, a.Base)
+	if err != nil {
+		return "", err
+	}
+	defer active.Discard()
+	t, err := newTarget(active.Root(), w.setup.IDs)
+	if err != nil {
+		return "", err
+	}
+	defer t.close()
+	if err := t.setOwner(a.Op.User); err != nil {
+		return "", err
+	}
+	p, err := t.resolve(a.Op.Path)
+	if err != nil {
+		return "", err
+	}
+	if err := t.mkdirAll(p); err != nil {
+		return "", err
+	}
+	return active.Commit(ctx, snapshot.CommitOptions{Times: snapshot.TimesNever, Owner: t.ownerOf})
+}

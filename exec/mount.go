@@ -1,0 +1,534 @@
+package exec
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"os"
+	"path"
+	"path/filepath"
+	"sort"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"img/cache"
+	"img/dag"
+	"img/exec/sandbox"
+	"img/snapshot"
+)
+
+// mountPlan is what the first process finds out about a bind mount's source for the key, and needs again.
+type mountPlan struct {
+	m match
+	// hidden are paths below the source that an ignore file hides.
+	hidden []string
+}
+
+type mountID struct {
+	op *dag.Run
+	i  int
+}
+
+func (x *Executor) mountKey(ctx context.Context, h *cache.Hash, op *dag.Run, i int, in []cache.Output) error {
+	m := op.Mounts[i]
+	h.Line("mount", m.Type, m.Target, m.ReadOnly)
+	switch m.Type {
+	case dag.MountBind:
+		return x.bindKey(ctx, h, op, i, in)
+	case dag.MountCache:
+		h.Line("cache", m.ID, m.Sharing, optional(m.Mode), optional(m.UID), optional(m.GID))
+		if m.From.Context != "" || m.From.Input != dag.Scratch {
+			return x.bindKey(ctx, h, op, i, in)
+		}
+	case dag.MountTmpfs:
+		h.Line("tmpfs", m.Size)
+	case dag.MountSecret, dag.MountSSH:
+		given := false
+		if m.Type == dag.MountSecret && x.o.Secret != nil {
+			_, ok, err := x.o.Secret(m.ID)
+			if err != nil {
+				return err
+			}
+			given = ok
+		}
+		h.Line("secret", m.ID, m.Env, m.Required, optional(m.Mode), optional(m.UID), optional(m.GID), given)
+	}
+	return nil
+}
+
+func optional(n *uint32) string {
+	if n == nil {
+		return "-"
+	}
+	return fmt.Sprint(*n)
+}
+
+// bindKey adds the digest of exactly what is shown.
+func (x *Executor) bindKey(ctx context.Context, h *cache.Hash, op *dag.Run, i int, in []cache.Output) error {
+	m := op.Mounts[i]
+	src, release, err := x.source(m.From, in)
+	if err != nil {
+		return err
+	}
+	defer release()
+	found, ok, err := lookup(src, path.Clean("./"+m.Source))
+	if err != nil {
+		return err
+	}
+	if !ok {
+		return &NotFoundError{Path: m.Source, Ignored: src.ignoredBy(path.Clean("./" + m.Source))}
+	}
+	sum := newTreeSum()
+	if err := sumMatch(ctx, sum, src, found, filter{}); err != nil {
+		return err
+	}
+	h.Line("bind", found.Type == snapshot.Dir, sum.sum())
+	plan := &mountPlan{m: found}
+	if c, ok := src.(*Context); ok && found.Type == snapshot.Dir {
+		if plan.hidden, err = c.hiddenBelow(found.Real); err != nil {
+			return err
+		}
+	}
+	x.plans.Store(mountID{op, i}, plan)
+	return nil
+}
+
+// hiddenBelow lists what an ignore file hides below a directory, outermost paths only, relative to it.
+func (c *Context) hiddenBelow(root string) ([]string, error) {
+	if c.ignore == nil {
+		return nil, nil
+	}
+	var out []string
+	var scan func(dir string) error
+	scan = func(dir string) error {
+		f, err := openIn(c.dir, dir)
+		if err != nil {
+			return fmt.Errorf("build context: %w", err)
+		}
+		entries, err := f.ReadDir(-1)
+		f.Close()
+		if err != nil {
+			return fmt.Errorf("build context: %w", err)
+		}
+		for _, e := range entries {
+			p := path.Join(dir, e.Name())
+			hidden, err := c.hides(p)
+			if err != nil {
+				return err
+			}
+			if hidden {
+				rel, _ := relative(root, p)
+				out = append(out, rel)
+			} else if e.IsDir() {
+				if err := scan(p); err != nil {
+					return err
+				}
+			}
+		}
+		return nil
+	}
+	err := scan(root)
+	sort.Strings(out)
+	return out, err
+}
+
+// mountArgs is a mount on the wire.
+type mountArgs struct {
+	M      dag.Mount
+	From   fromRef
+	Real   string
+	IsDir  bool
+	Hidden []string
+	// Secret is the content; Given says that there is one.
+	Secret []byte
+	Given  bool
+}
+
+func (x *Executor) mountArgs(ctx context.Context, op *dag.Run, i int, in []cache.Output) (mountArgs, error) {
+	m := op.Mounts[i]
+	a := mountArgs{M: m}
+	switch m.Type {
+	case dag.MountSSH:
+		return a, errors.New("RUN --mount=type=ssh: agents are not forwarded by this version of img")
+	case dag.MountSecret:
+		var err error
+		if x.o.Secret != nil {
+			a.Secret, a.Given, err = x.o.Secret(m.ID)
+		}
+		if err == nil && !a.Given && m.Required {
+			err = fmt.Errorf("secret %s: not found (give it with --secret id=%s,src=FILE)", m.ID, m.ID)
+		}
+		return a, err
+	}
+	v, ok := x.plans.Load(mountID{op, i})
+	if !ok {
+		return a, nil
+	}
+	plan := v.(*mountPlan)
+	a.Real, a.IsDir, a.Hidden = plan.m.Real, plan.m.Type == snapshot.Dir, plan.hidden
+	var err error
+	a.From, err = x.fromRef(ctx, m.From, in)
+	return a, err
+}
+
+// mountAll makes the step's mounts, in the Dockerfile's order. Locked caches are taken first, sorted by id, so that two steps never wait
+// for each other.
+func (s *step) mountAll(ctx context.Context, mounts []mountArgs) error {
+	if err := s.lockCaches(ctx, mounts); err != nil {
+		return err
+	}
+	for _, m := range mounts {
+		if err := s.mount(ctx, m); err != nil {
+			return fmt.Errorf("mount %s at %s: %w", m.M.Type, m.M.Target, err)
+		}
+	}
+	return nil
+}
+
+func (s *step) mount(ctx context.Context, m mountArgs) error {
+	switch m.M.Type {
+	case dag.MountBind:
+		return s.bind(ctx, m)
+	case dag.MountCache:
+		return s.cache(ctx, m)
+	case dag.MountTmpfs:
+		if err := s.point(m.M.Target, true); err != nil {
+			return err
+		}
+		s.mounts = append(s.mounts, sandbox.Mount{Type: "tmpfs", Target: m.M.Target, Size: m.M.Size, NoSuid: true, NoDev: true})
+		return nil
+	case dag.MountSecret:
+		return s.secret(m)
+	}
+	return fmt.Errorf("unknown type of mount %q", m.M.Type)
+}
+
+// bind shows a part of a source. What the key did not see is hidden, and writes to a writable bind are thrown away: both by an overlay
+// whose upper directory goes with the step, or by a copy where there is no overlay.
+func (s *step) bind(ctx context.Context, m mountArgs) error {
+	dir, err := s.sourceDir(ctx, m.From)
+	if err != nil {
+		return err
+	}
+	held, err := s.hold(dir, m.Real)
+	if err != nil {
+		return err
+	}
+	if m.IsDir && (!m.M.ReadOnly || len(m.Hidden) > 0) {
+		if held, err = s.throwaway(held, m.Hidden); err != nil {
+			return err
+		}
+	} else if !m.M.ReadOnly {
+		if held, err = s.copyFile(held); err != nil {
+			return err
+		}
+	}
+	if err := s.point(m.M.Target, m.IsDir); err != nil {
+		return err
+	}
+	s.mounts = append(s.mounts, sandbox.Mount{Type: "bind", Source: held, Target: m.M.Target, ReadOnly: m.M.ReadOnly, NoDev: true})
+	return nil
+}
+
+// sourceDir returns a directory that shows a source.
+func (s *step) sourceDir(ctx context.Context, from fromRef) (string, error) {
+	if from.Context != nil {
+		return "/" + contextDir(from.Context.Name), nil
+	}
+	if from.Name == "" {
+		dir := path.Join(s.dir, "empty")
+		return dir, os.MkdirAll(dir, 0o755)
+	}
+	dir, release, err := s.w.snaps.Mount(ctx, from.Name)
+	if err == nil {
+		s.later(release)
+	}
+	return dir, err
+}
+
+// hold binds a path inside a directory to a name that nobody else can change, by descriptor: nothing between look-up and mount can be
+// swapped.
+func (s *step) hold(dir, p string) (string, error) {
+	root, err := os.Open(dir)
+	if err != nil {
+		return "", err
+	}
+	defer root.Close()
+	fd, err := unix.Openat2(int(root.Fd()), p, &unix.OpenHow{
+		Flags:   unix.O_PATH | unix.O_CLOEXEC | unix.O_NOFOLLOW,
+		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS,
+	})
+	if err != nil {
+		return "", &os.PathError{Op: "open", Path: "/" + p, Err: err}
+	}
+	defer unix.Close(fd)
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return "", err
+	}
+	at := path.Join(s.dir, fmt.Sprintf("mount-%d", len(s.undo)))
+	if st.Mode&unix.S_IFMT == unix.S_IFDIR {
+		err = os.Mkdir(at, 0o755)
+	} else {
+		err = os.WriteFile(at, nil, 0o644)
+	}
+	if err != nil {
+		return "", err
+	}
+	if err := unix.Mount(fmt.Sprintf("/proc/self/fd/%d", fd), at, "", unix.MS_BIND|unix.MS_REC, ""); err != nil {
+		return "", fmt.Errorf("bind: %w", err)
+	}
+	s.later(func() error { return unix.Unmount(at, unix.MNT_DETACH) })
+	return at, nil
+}
+
+// throwaway shows a directory less the hidden paths; what is written there goes with the step.
+func (s *step) throwaway(lower string, hidden []string) (string, error) {
+	base := path.Join(s.dir, fmt.Sprintf("over-%d", len(s.undo)))
+	for _, d := range []string{"", "upper", "work", "merged"} {
+		if err := os.Mkdir(path.Join(base, d), 0o755); err != nil {
+			return "", err
+		}
+	}
+	opts := fmt.Sprintf("lowerdir=%s,upperdir=%s/upper,workdir=%s/work,userxattr", lower, base, base)
+	at := path.Join(base, "merged")
+	err := unix.Mount("overlay", at, "overlay", 0, opts)
+	if err != nil {
+		if at, err = s.copyDir(lower, base); err != nil {
+			return "", err
+		}
+	} else {
+		s.later(func() error { return unix.Unmount(at, unix.MNT_DETACH) })
+	}
+	for _, h := range hidden {
+		if err := os.RemoveAll(path.Join(at, h)); err != nil {
+			return "", err
+		}
+	}
+	return at, nil
+}
+
+// copyDir is throwaway without an overlay.
+func (s *step) copyDir(from, base string) (string, error) {
+	at := path.Join(base, "copy")
+	if err := os.Mkdir(at, 0o755); err != nil {
+		return "", err
+	}
+	c, err := OpenContext(from, nil, "", "")
+	if err != nil {
+		return "", err
+	}
+	defer c.Close()
+	t, err := newTarget(at, s.w.setup.IDs)
+	if err != nil {
+		return "", err
+	}
+	defer t.close()
+	err = c.walk(".", func(e snapshot.Entry, con content) error {
+		if e.Path == "." {
+			return nil
+		}
+		_, err := t.put(e.Path, e, con)
+		return err
+	})
+	return at, errors.Join(err, t.setTimes())
+}
+
+func (s *step) copyFile(from string) (string, error) {
+	data, err := os.ReadFile(from)
+	if err != nil {
+		return "", err
+	}
+	st, err := os.Stat(from)
+	if err != nil {
+		return "", err
+	}
+	at := path.Join(s.dir, fmt.Sprintf("rw-%d", len(s.undo)))
+	s.later(func() error { return nil })
+	return at, os.WriteFile(at, data, st.Mode().Perm())
+}
+
+// secret shows a secret as a file on the step's tmpfs, as a variable, or both. A missing one that is not required is skipped.
+func (s *step) secret(m mountArgs) error {
+	if !m.Given {
+		return nil
+	}
+	if m.M.Env != "" {
+		s.env = append(s.env, m.M.Env+"="+string(m.Secret))
+	}
+	if m.M.Target == "" {
+		return nil
+	}
+	mode := os.FileMode(0o400)
+	if m.M.Mode != nil {
+		mode = os.FileMode(*m.M.Mode & 0o777)
+	}
+	if err := s.show(m.M.Target, m.Secret, mode); err != nil {
+		return err
+	}
+	uid, gid := value(m.M.UID), value(m.M.GID)
+	if s.w.setup.Single {
+		uid, gid = 0, 0
+	}
+	return os.Chown(s.mounts[len(s.mounts)-1].Source, int(uid), int(gid))
+}
+
+func value(n *uint32) uint32 {
+	if n == nil {
+		return 0
+	}
+	return *n
+}
+
+// A cacheDir is a locked cache directory: <state>/exec/mounts/<map>/<hash of the id>/<n>.
+type cacheDir struct {
+	path string
+	lock *os.File
+}
+
+// lockCaches takes the locks of all cache mounts that want one.
+func (s *step) lockCaches(ctx context.Context, mounts []mountArgs) error {
+	var ids []string
+	sharing := map[string]string{}
+	for _, m := range mounts {
+		if m.M.Type == dag.MountCache && sharing[m.M.ID] == "" {
+			ids = append(ids, m.M.ID)
+			sharing[m.M.ID] = m.M.Sharing
+		}
+	}
+	sort.Strings(ids)
+	for _, id := range ids {
+		d, err := s.w.openCache(ctx, id, sharing[id])
+		if err != nil {
+			return fmt.Errorf("cache mount %q: %w", id, err)
+		}
+		s.caches[id] = d
+		s.later(func() error { return d.lock.Close() })
+	}
+	return nil
+}
+
+// openCache makes and locks a cache's directory. The id is hashed: it never becomes a path. Shared caches are locked shared, so that
+// pruning (which locks exclusively) never takes one away; private ones use the first copy that is free.
+func (w *world) openCache(ctx context.Context, id, sharing string) (*cacheDir, error) {
+	sum := sha256.Sum256([]byte(id))
+	base := path.Join("/state/mounts", w.setup.Map, hex.EncodeToString(sum[:16]))
+	if err := os.MkdirAll(base, 0o755); err != nil {
+		return nil, err
+	}
+	if err := os.WriteFile(path.Join(base, "id"), []byte(id), 0o644); err != nil {
+		return nil, err
+	}
+	for n := 0; ; n++ {
+		dir := path.Join(base, fmt.Sprint(n))
+		f, err := os.OpenFile(dir+".lock", os.O_RDWR|os.O_CREATE, 0o644)
+		if err != nil {
+			return nil, err
+		}
+		how := unix.LOCK_EX
+		if sharing == dag.SharingShared || sharing == "" {
+			how = unix.LOCK_SH
+		}
+		ok, err := flock(ctx, f, how, sharing != dag.SharingPrivate)
+		if err != nil {
+			f.Close()
+			return nil, err
+		}
+		if !ok {
+			f.Close()
+			continue // a private cache that is in use: the next copy
+		}
+		return &cacheDir{path: dir, lock: f}, nil
+	}
+}
+
+// flock takes a lock, waiting for it if asked, until ctx ends.
+func flock(ctx context.Context, f *os.File, how int, wait bool) (bool, error) {
+	for pause := time.Millisecond; ; pause = min(2*pause, 100*time.Millisecond) {
+		err := unix.Flock(int(f.Fd()), how|unix.LOCK_NB)
+		if err == nil {
+			return true, nil
+		}
+		if !errors.Is(err, unix.EWOULDBLOCK) {
+			return false, fmt.Errorf("lock %s: %w", filepath.Base(f.Name()), err)
+		}
+		if !wait {
+			return false, nil
+		}
+		select {
+		case <-ctx.Done():
+			return false, context.Cause(ctx)
+		case <-time.After(pause):
+		}
+	}
+}
+
+// cache shows a cache directory, made on first use with the mount's owner and mode, and filled from its source if it has one.
+func (s *step) cache(ctx context.Context, m mountArgs) error {
+	d := s.caches[m.M.ID]
+	if err := s.fillCache(ctx, d, m); err != nil {
+		return err
+	}
+	if err := s.point(m.M.Target, true); err != nil {
+		return err
+	}
+	s.mounts = append(s.mounts, sandbox.Mount{Type: "bind", Source: d.path, Target: m.M.Target, ReadOnly: m.M.ReadOnly, NoDev: true})
+	return nil
+}
+
+func (s *step) fillCache(ctx context.Context, d *cacheDir, m mountArgs) error {
+	uid, gid := value(m.M.UID), value(m.M.GID)
+	if s.w.setup.Single {
+		uid, gid = 0, 0
+	}
+	mode := os.FileMode(0o755)
+	if m.M.Mode != nil {
+		mode = os.FileMode(*m.M.Mode & 0o7777)
+	}
+	if _, err := os.Lstat(d.path); errors.Is(err, os.ErrNotExist) {
+		if err := s.newCache(ctx, d, m); err != nil {
+			return err
+		}
+	}
+	if m.M.Mode == nil && m.M.UID == nil && m.M.GID == nil {
+		return nil
+	}
+	// Ownership is the mount's, not the cache's: it is applied each time.
+	if err := os.Chown(d.path, int(uid), int(gid)); err != nil {
+		return err
+	}
+	return unix.Chmod(d.path, uint32(mode))
+}
+
+// newCache makes a cache directory by rename, so that one that was being filled when a build died is not taken for whole.
+func (s *step) newCache(ctx context.Context, d *cacheDir, m mountArgs) error {
+	tmp, err := os.MkdirTemp(path.Dir(d.path), ".tmp-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(tmp)
+	dir := tmp
+	if m.From.Context != nil || m.From.Name != "" {
+		src, err := s.sourceDir(ctx, m.From)
+		if err != nil {
+			return err
+		}
+		held, err := s.hold(src, m.Real)
+		if err != nil {
+			return err
+		}
+		if dir, err = s.copyDir(held, tmp); err != nil {
+			return err
+		}
+	}
+	if err := os.Chmod(dir, 0o755); err != nil {
+		return err
+	}
+	if err := os.Rename(dir, d.path); err != nil && !errors.Is(err, unix.ENOTEMPTY) && !errors.Is(err, os.ErrExist) {
+		return err
+	}
+	return nil
+}

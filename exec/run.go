@@ -1,0 +1,400 @@
+package exec
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"path"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"img/cache"
+	"img/dag"
+	"img/exec/sandbox"
+	"img/snapshot"
+)
+
+// runKey: proxy variables, limits and the addresses of added hosts do not count; of cache and secret mounts only the options and
+// whether a secret was given.
+func (x *Executor) runKey(ctx context.Context, h *cache.Hash, op *dag.Run, in []cache.Output) error {
+	h.Line("base", string(name(op.Base, in)))
+	h.Line("run", op.Args)
+	h.Line("env", op.Env)
+	h.Line("dir", op.Dir)
+	h.Line("user", op.User)
+	h.Line("hostname", op.Hostname)
+	h.Line("network", op.Network)
+	h.Line("security", op.Security)
+	h.Line("script", op.ScriptPath, op.Script)
+	for _, host := range op.Hosts {
+		h.Line("host", host.Name)
+	}
+	for i := range op.Mounts {
+		if err := x.mountKey(ctx, h, op, i, in); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// runArgs is a step on the wire. The file that comes with it takes what the step prints.
+type runArgs struct {
+	Op       *dag.Run
+	ProxyEnv []string
+	Hosts    []dag.Host
+	Base     snapshot.Name
+	Mounts   []mountArgs
+}
+
+func (x *Executor) run(ctx context.Context, op *dag.Run, in []cache.Output, log io.Writer) (cache.Output, error) {
+	base := name(op.Base, in)
+	if err := x.materialize(ctx, base); err != nil {
+		return "", err
+	}
+	a := runArgs{Op: op, ProxyEnv: op.ProxyEnv, Hosts: op.Hosts, Base: base}
+	for i := range op.Mounts {
+		m, err := x.mountArgs(ctx, op, i, in)
+		if err != nil {
+			return "", err
+		}
+		a.Mounts = append(a.Mounts, m)
+	}
+	r, wr, err := os.Pipe()
+	if err != nil {
+		return "", err
+	}
+	printed := make(chan error, 1)
+	go func() {
+		_, err := io.Copy(log, r)
+		printed <- err
+	}()
+	var out snapshot.Name
+	err = x.call(ctx, "run", a, &out, wr)
+	// The inner process's end is closed with the step, so that the copy ends when the last byte has been read.
+	wr.Close()
+	<-printed
+	r.Close()
+	return cache.Output(out), err
+}
+
+// run is the step itself, in the inner process.
+func (w *world) run(ctx context.Context, a runArgs, files []*os.File) (snapshot.Name, error) {
+	if len(files) != 1 {
+		return "", fmt.Errorf("run came with %d descriptors", len(files))
+	}
+	active, err := w.snaps.Prepare(ctx, a.Base)
+	if err != nil {
+		return "", err
+	}
+	defer active.Discard()
+	s, err := w.newStep(ctx, a, active)
+	if err != nil {
+		return "", err
+	}
+	defer s.release()
+	spec, err := s.spec(a, files[0])
+	if err != nil {
+		return "", err
+	}
+	owners, err := sandbox.Run(ctx, spec)
+	if err != nil {
+		return "", err
+	}
+	if err := s.removePoints(); err != nil {
+		return "", err
+	}
+	return active.Commit(ctx, s.commitOptions(owners))
+}
+
+// A step is a RUN in the inner process: its root, its private directory, and what has to be undone after it.
+type step struct {
+	w    *world
+	id   string
+	root *target
+	// dir holds what is the step's alone (secrets, scripts, resolv.conf), on a tmpfs.
+	dir    string
+	env    []string
+	mounts []sandbox.Mount
+	points []mountPoint
+	caches map[string]*cacheDir
+	undo   []func() error
+}
+
+func (w *world) newStep(ctx context.Context, a runArgs, active *snapshot.Active) (*step, error) {
+	s := &step{w: w, id: fmt.Sprintf("step-%d", w.steps.Add(1)), caches: map[string]*cacheDir{}}
+	s.dir = path.Join("/run", s.id)
+	if err := os.MkdirAll(s.dir, 0o700); err != nil {
+		return nil, err
+	}
+	s.later(func() error { return os.RemoveAll(s.dir) })
+	root, err := newTarget(active.Root(), w.setup.IDs)
+	if err != nil {
+		s.release()
+		return nil, err
+	}
+	s.root = root
+	s.later(func() error { root.close(); return nil })
+	if err := s.prepare(ctx, a); err != nil {
+		s.release()
+		return nil, err
+	}
+	return s, nil
+}
+
+func (s *step) later(f func() error) { s.undo = append(s.undo, f) }
+
+// release undoes in reverse order; a second call does nothing.
+func (s *step) release() {
+	for _, f := range slices.Backward(s.undo) {
+		f()
+	}
+	s.undo = nil
+}
+
+// prepare makes everything that the step's process expects to be there.
+func (s *step) prepare(ctx context.Context, a runArgs) error {
+	// BuildKit's executor makes a missing working directory, and it stays in the layer.
+	dir, err := s.root.resolve(a.Op.Dir)
+	if err != nil {
+		return err
+	}
+	if err := s.root.mkdirAll(dir); err != nil {
+		return err
+	}
+	for _, d := range []string{"/proc", "/sys", "/dev"} {
+		if err := s.point(d, true); err != nil {
+			return err
+		}
+	}
+	if err := s.hostFiles(a); err != nil {
+		return err
+	}
+	if err := s.script(a.Op); err != nil {
+		return err
+	}
+	return s.mountAll(ctx, a.Mounts)
+}
+
+// hostFiles shows private copies of resolv.conf and hosts, read-only, that never get into the layer.
+func (s *step) hostFiles(a runArgs) error {
+	hostname := a.Op.Hostname
+	if hostname == "" {
+		hostname = "buildkitsandbox"
+	}
+	hosts := "127.0.0.1\tlocalhost " + hostname + "\n::1\tlocalhost ip6-localhost ip6-loopback\n"
+	for _, h := range a.Hosts {
+		hosts += h.IP + "\t" + h.Name + "\n"
+	}
+	if err := s.show("/etc/hosts", []byte(hosts), 0o644); err != nil {
+		return err
+	}
+	return s.show("/etc/resolv.conf", s.w.setup.ResolvConf, 0o644)
+}
+
+// show binds a file with the given content over a path, read-only.
+func (s *step) show(target string, data []byte, mode os.FileMode) error {
+	f := path.Join(s.dir, fmt.Sprintf("file-%d", len(s.mounts)))
+	if err := os.WriteFile(f, data, mode); err != nil {
+		return err
+	}
+	if err := os.Chmod(f, mode); err != nil {
+		return err
+	}
+	if err := s.point(target, false); err != nil {
+		return err
+	}
+	s.mounts = append(s.mounts, sandbox.Mount{Type: "bind", Source: f, Target: target, ReadOnly: true})
+	return nil
+}
+
+func (s *step) script(op *dag.Run) error {
+	if op.ScriptPath == "" {
+		return nil
+	}
+	return s.show(op.ScriptPath, op.Script, 0o755)
+}
+
+// spec puts the process together.
+func (s *step) spec(a runArgs, out *os.File) (sandbox.Spec, error) {
+	u, err := runUser(s.root.root, a.Op.User)
+	if err != nil {
+		return sandbox.Spec{}, err
+	}
+	state := path.Join(s.dir, "state")
+	if err := os.Mkdir(state, 0o700); err != nil {
+		return sandbox.Spec{}, err
+	}
+	spec := sandbox.Spec{
+		ID: s.id, StateDir: state, Root: s.root.path,
+		Args: a.Op.Args, Env: environment(a.Op.Env, a.ProxyEnv, s.env), Dir: a.Op.Dir,
+		UID: uint32(u.Uid), GID: uint32(u.Gid),
+		Hostname: a.Op.Hostname, Mounts: s.mounts, Network: "host",
+		Insecure: a.Op.Security == "insecure", OneID: s.w.setup.Single,
+		Stdout: out, Stderr: out,
+	}
+	if a.Op.Network == "none" {
+		spec.Network = "none"
+	}
+	for _, g := range u.Sgids {
+		spec.Groups = append(spec.Groups, uint32(g))
+	}
+	return spec, s.checkIDs(&spec, a.Op.User)
+}
+
+// checkIDs sees to it that the process's ids exist in the mapping. With one id everything runs as root.
+func (s *step) checkIDs(spec *sandbox.Spec, user string) error {
+	if s.w.setup.Single {
+		spec.UID, spec.GID, spec.Groups = 0, 0, nil
+		return nil
+	}
+	for _, id := range append([]uint32{spec.UID, spec.GID}, spec.Groups...) {
+		if id >= s.w.setup.IDs {
+			return fmt.Errorf("USER %s: id %d is outside of the build's %d ids; give the builder more subordinate ids in /etc/subuid and /etc/subgid",
+				user, id, s.w.setup.IDs)
+		}
+	}
+	return nil
+}
+
+// environment joins variables: a later one replaces an earlier one; proxy variables do not replace the step's own.
+func environment(env, proxy, secrets []string) []string {
+	own := map[string]bool{}
+	for _, kv := range env {
+		k, _, _ := strings.Cut(kv, "=")
+		own[k] = true
+	}
+	out := slices.Clone(env)
+	for _, kv := range proxy {
+		if k, _, _ := strings.Cut(kv, "="); !own[k] {
+			out = append(out, kv)
+		}
+	}
+	return append(out, secrets...)
+}
+
+// commitOptions hands on what the supervisor and the preparation know about owners that the disk does not show.
+func (s *step) commitOptions(owners *sandbox.Owners) snapshot.CommitOptions {
+	return snapshot.CommitOptions{
+		Times: snapshot.TimesSet,
+		Owner: func(p string, ino uint64) (uid, gid uint32, ok bool) {
+			if owners != nil {
+				if uid, gid, ok = owners.Owner(ino); ok {
+					return uid, gid, true
+				}
+			}
+			return s.root.ownerOf(p, ino)
+		},
+		Device: func(_ string, ino uint64) (snapshot.Type, uint32, uint32, bool) {
+			if owners == nil {
+				return 0, 0, 0, false
+			}
+			kind, major, minor, ok := owners.Device(ino)
+			return snapshot.Type(kind), major, minor, ok
+		},
+	}
+}
+
+// A mountPoint is a file or directory that was made for a mount. It is removed by the descriptor of its directory: the step may have
+// replaced any name on the way.
+type mountPoint struct {
+	parent *os.File
+	base   string
+	ino    uint64
+	isDir  bool
+	// times of the parent before, set back after removal.
+	atime, mtime unix.Timespec
+}
+
+// point makes what is missing of a mount point and remembers it.
+func (s *step) point(at string, isDir bool) error {
+	p, err := s.root.resolve(at)
+	if err != nil {
+		return err
+	}
+	if p == "." {
+		return nil
+	}
+	missing, err := s.missing(p)
+	if err != nil {
+		return err
+	}
+	for i, m := range missing {
+		if err := s.makePoint(m, isDir || i < len(missing)-1); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// missing returns the components of a path that do not exist, outermost first.
+func (s *step) missing(p string) ([]string, error) {
+	var out []string
+	for ; p != "."; p = path.Dir(p) {
+		_, err := statIn(s.root.root, p)
+		if err == nil {
+			break
+		}
+		if err != unix.ENOENT && err != unix.ENOTDIR {
+			return nil, &os.PathError{Op: "lstat", Path: "/" + p, Err: err}
+		}
+		out = append(out, p)
+	}
+	slices.Reverse(out)
+	return out, nil
+}
+
+func (s *step) makePoint(p string, isDir bool) error {
+	fd, err := s.root.open(path.Dir(p), unix.O_RDONLY|unix.O_DIRECTORY)
+	if err != nil {
+		return err
+	}
+	m := mountPoint{parent: os.NewFile(uintptr(fd), path.Dir(p)), base: path.Base(p), isDir: isDir}
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return err
+	}
+	m.atime, m.mtime = st.Atim, st.Mtim
+	if isDir {
+		err = unix.Mkdirat(fd, m.base, 0o755)
+	} else {
+		err = unix.Mknodat(fd, m.base, unix.S_IFREG|0o644, 0)
+	}
+	if err != nil {
+		return &os.PathError{Op: "make the mount point", Path: "/" + p, Err: err}
+	}
+	if err := unix.Fstatat(fd, m.base, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return err
+	}
+	m.ino = st.Ino
+	s.points = append(s.points, m)
+	s.later(func() error { return m.parent.Close() })
+	return nil
+}
+
+// removePoints removes the mount points again where they are still what was made and empty, innermost first.
+func (s *step) removePoints() error {
+	for _, m := range slices.Backward(s.points) {
+		fd := int(m.parent.Fd())
+		var st unix.Stat_t
+		if unix.Fstatat(fd, m.base, &st, unix.AT_SYMLINK_NOFOLLOW) != nil || st.Ino != m.ino {
+			continue // the step took it away, or put something else there
+		}
+		flags := 0
+		if m.isDir {
+			flags = unix.AT_REMOVEDIR
+		} else if st.Size > 0 {
+			continue
+		}
+		if unix.Unlinkat(fd, m.base, flags) != nil {
+			continue // a directory that the step filled stays
+		}
+		times := []unix.Timespec{m.atime, m.mtime}
+		if err := unix.UtimesNanoAt(fd, ".", times, 0); err != nil {
+			return &os.PathError{Op: "set back the times of", Path: "/" + m.parent.Name(), Err: err}
+		}
+	}
+	return nil
+}

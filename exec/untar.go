@@ -1,0 +1,121 @@
+package exec
+
+import (
+	"archive/tar"
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path"
+	"time"
+)
+
+// Untar writes a tar's files into a directory as the caller's own: modes and times are kept, owners are not, device nodes are left out.
+// The directory is made if missing. Nothing is written outside of it (os.Root), whatever the names and links in the archive.
+func Untar(ctx context.Context, r io.Reader, dir string) error {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	t := tar.NewReader(r)
+	var dirs []*tar.Header
+	for {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		h, err := t.Next()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			return fmt.Errorf("read archive: %w", err)
+		}
+		h.Name = path.Clean("/" + h.Name)[1:]
+		if h.Name == "" {
+			continue
+		}
+		if err := untarOne(root, h, t); err != nil {
+			return fmt.Errorf("write %s: %w", h.Name, err)
+		}
+		if h.Typeflag == tar.TypeDir {
+			dirs = append(dirs, h)
+		}
+	}
+	// Modes and times of directories come last: a read-only one could not be filled.
+	for i := len(dirs) - 1; i >= 0; i-- {
+		if err := finish(root, dirs[i]); err != nil {
+			return fmt.Errorf("write %s: %w", dirs[i].Name, err)
+		}
+	}
+	return nil
+}
+
+// maxText bounds a Dockerfile that comes on standard input, in bytes.
+const maxText = 16 << 20
+
+// ReadContext reads a build context that comes as a stream: a tar in any compression is unpacked into dir, anything else is the text of a
+// Dockerfile without a context.
+func ReadContext(ctx context.Context, r io.Reader, dir string) (text []byte, err error) {
+	in := bufio.NewReaderSize(r, 64<<10)
+	plain, err := decompressAny(in)
+	if err != nil {
+		return nil, err
+	}
+	defer plain.Close()
+	b := bufio.NewReaderSize(plain, 64<<10)
+	head, _ := b.Peek(64 << 10) // extended headers may come before the first file's
+	if _, err := tar.NewReader(bytes.NewReader(head)).Next(); err == nil {
+		return nil, Untar(ctx, b, dir)
+	}
+	text, err = io.ReadAll(io.LimitReader(b, maxText+1))
+	if err == nil && len(text) > maxText {
+		err = fmt.Errorf("neither a tar nor a Dockerfile: more than %d MiB of text", maxText>>20)
+	}
+	return text, err
+}
+
+func untarOne(root *os.Root, h *tar.Header, content io.Reader) error {
+	if err := root.MkdirAll(path.Dir(h.Name), 0o755); err != nil {
+		return err
+	}
+	if h.Typeflag == tar.TypeDir {
+		err := root.Mkdir(h.Name, 0o755)
+		if errors.Is(err, fs.ErrExist) {
+			return nil
+		}
+		return err
+	}
+	if err := root.Remove(h.Name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	switch h.Typeflag {
+	case tar.TypeReg:
+		f, err := root.OpenFile(h.Name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+		if err != nil {
+			return err
+		}
+		_, err = io.Copy(f, content)
+		return errors.Join(err, f.Close(), finish(root, h))
+	case tar.TypeSymlink:
+		return root.Symlink(h.Linkname, h.Name)
+	case tar.TypeLink:
+		return root.Link(path.Clean("/" + h.Linkname)[1:], h.Name)
+	}
+	return nil // devices and fifos are the image's business, not the caller's disk's
+}
+
+func finish(root *os.Root, h *tar.Header) error {
+	mode := h.FileInfo().Mode()
+	if err := root.Chmod(h.Name, mode.Perm()|mode&(os.ModeSetuid|os.ModeSetgid|os.ModeSticky)); err != nil {
+		return err
+	}
+	return root.Chtimes(h.Name, time.Time{}, h.ModTime)
+}

@@ -1,0 +1,77 @@
+package exec
+
+import (
+	"encoding/json"
+	"errors"
+	"syscall"
+
+	"img/exec/inner"
+	"img/exec/sandbox"
+	"img/userns"
+)
+
+// A hostError is a userns.Error that crosses from the inner process.
+type hostError userns.Error
+
+func (e *hostError) Error() string           { return e.Err.Error() }
+func (e *hostError) Unwrap() error           { return e.Err }
+func (e *hostError) WireKind() (string, any) { return "host", e.Remedy }
+
+// errnoError keeps the error number, so that "disk full" is known as such on the other side.
+type errnoError struct {
+	error
+	errno syscall.Errno
+}
+
+func (e errnoError) Unwrap() error           { return e.error }
+func (e errnoError) WireKind() (string, any) { return "errno", int(e.errno) }
+
+// wire prepares an error for crossing.
+func wire(err error) error {
+	var k inner.Kinder
+	if err == nil || errors.As(err, &k) {
+		return err
+	}
+	var n syscall.Errno
+	if errors.As(err, &n) {
+		return errnoError{err, n}
+	}
+	return err
+}
+
+// A remoteError is an error of the inner process with its cause made again.
+type remoteError struct {
+	msg   string
+	cause error
+}
+
+func (e *remoteError) Error() string { return e.msg }
+func (e *remoteError) Unwrap() error { return e.cause }
+
+// fromWire makes the typed error again that the inner process returned.
+func fromWire(err error) error {
+	var e *inner.Error
+	if !errors.As(err, &e) {
+		return err
+	}
+	switch e.Kind {
+	case "exit":
+		x := &sandbox.ExitError{}
+		if json.Unmarshal(e.Data, x) == nil {
+			return x
+		}
+	case "errno":
+		var n syscall.Errno
+		if json.Unmarshal(e.Data, &n) == nil {
+			return &remoteError{e.Msg, n}
+		}
+	case "host":
+		var remedy string
+		if json.Unmarshal(e.Data, &remedy) == nil {
+			return &userns.Error{Err: err, Remedy: remedy}
+		}
+	case "changed":
+		return &remoteError{e.Msg, errChanged}
+	}
+	return err
+}
