@@ -46,7 +46,8 @@ type Process struct {
 	Mapping Mapping
 
 	process *os.Process
-	users   *os.File // its user namespace
+	users   *os.File // its user namespace, or why it could not be opened
+	noUsers error
 	wait    func() error
 }
 
@@ -93,7 +94,7 @@ func startDirect(c Config, privileged bool) (*Process, error) {
 	if err != nil {
 		return nil, explainStart(fmt.Errorf("start the inner process: %w", err))
 	}
-	return c.process(p)
+	return c.process(p), nil
 }
 
 // startHelped forks a process that waits while the id helpers map it, and then becomes the inner one (stage).
@@ -121,7 +122,7 @@ func startHelped(ctx context.Context, c Config) (_ *Process, err error) {
 	if err := release(ours); err != nil {
 		return nil, abandon(child, Explain(err))
 	}
-	return c.process(child)
+	return c.process(child), nil
 }
 
 // abandon ends a child that did not get far; err, or why its context ended, stays the error.
@@ -163,14 +164,26 @@ func syncPair() (ours, theirs *os.File, err error) {
 // forks runs functions on one thread that never ends: the kernel sends a child its death signal when the thread that made it
 // ends, not the process, and Go ends threads as it likes.
 var forks = sync.OnceValue(func() chan<- func(ownDir error) {
-	work := make(chan func(error))
-	go forever(work)
+	work, ready := make(chan func(error)), make(chan struct{})
+	go forever(work, ready)
+	<-ready
 	return work
 })
 
 // forever is that thread. It gets a working directory of its own, since clone carries that into the new mount namespace.
-func forever(work <-chan func(ownDir error)) {
+func forever(work <-chan func(ownDir error), ready chan<- struct{}) {
 	runtime.LockOSThread()
+	if unix.Gettid() == unix.Getpid() {
+		// Not the main thread: its directory is the one that /proc/self/cwd shows. While this goroutine holds it, another
+		// gets another.
+		other := make(chan struct{})
+		go forever(work, other)
+		<-other
+		runtime.UnlockOSThread()
+		close(ready)
+		return
+	}
+	close(ready)
 	err := os.NewSyscallError("unshare CLONE_FS", unix.Unshare(unix.CLONE_FS))
 	for f := range work {
 		f(err)
@@ -303,15 +316,15 @@ func runHelper(ctx context.Context, path string, pid int, ranges []Range) error 
 	return &helperError{fmt.Sprintf("%s: %v", path, err)}
 }
 
-// process makes the Process of a child that runs.
-func (c Config) process(child *os.Process) (*Process, error) {
+// process makes the Process of a child that runs. Its user namespace is opened now, before its id can be another's; a child that
+// has ended already has none, which is for Wait to tell.
+func (c Config) process(child *os.Process) *Process {
 	users, err := os.Open(fmt.Sprintf("/proc/%d/ns/user", child.Pid))
-	if err != nil {
-		return nil, abandon(child, fmt.Errorf("open the user namespace: %w", err))
-	}
-	p := &Process{Mapping: c.Mapping, process: child, users: users}
+	p := &Process{Mapping: c.Mapping, process: child, users: users, noUsers: err}
 	p.wait = sync.OnceValue(func() error {
-		defer users.Close()
+		if users != nil {
+			defer users.Close()
+		}
 		state, err := child.Wait()
 		switch {
 		case err != nil:
@@ -321,7 +334,7 @@ func (c Config) process(child *os.Process) (*Process, error) {
 		}
 		return nil
 	})
-	return p, nil
+	return p
 }
 
 // Wait waits for its end, and is an error unless it exited with 0. All processes of its namespaces have ended then.
@@ -342,6 +355,9 @@ func (p *Process) PID() int { return p.process.Pid }
 
 // UsernsFile opens the user namespace of the process, for idmapped mounts. It must be called before Wait or Kill return.
 func (p *Process) UsernsFile() (*os.File, error) {
+	if p.noUsers != nil {
+		return nil, fmt.Errorf("open the user namespace: %w", p.noUsers)
+	}
 	c, err := p.users.SyscallConn()
 	if err != nil {
 		return nil, fmt.Errorf("open the user namespace: %w", err)
