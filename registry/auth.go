@@ -128,8 +128,12 @@ func (h *host) authorization(ctx context.Context, repo, scope string) (token, er
 	return t, nil
 }
 
-// challenged takes in a 401; it reports whether trying again makes sense.
+// challenged takes in a 401; it reports whether trying again makes sense. What a host that we were redirected to demands is
+// no business of the registry's credentials.
 func (h *host) challenged(resp *http.Response, scope string, used token) bool {
+	if resp.Request.URL.Host != h.addr {
+		return false
+	}
 	c := choose(parseChallenges(resp.Header.Values("Www-Authenticate")))
 	h.mu.Lock()
 	defer h.mu.Unlock()

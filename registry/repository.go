@@ -105,12 +105,16 @@ func (r *Repository) request(ctx context.Context, method, path string, ok ...int
 func (r *Repository) pushScope() string { return "repository:" + r.name + ":pull,push" }
 
 func (r *Repository) resolve(ctx context.Context, id string) (v1.Descriptor, error) {
-	req, err := r.request(ctx, http.MethodHead, "manifests/"+id, http.StatusOK, http.StatusNotFound, http.StatusMethodNotAllowed, http.StatusBadRequest)
+	req, err := r.request(ctx, http.MethodHead, "manifests/"+id, http.StatusOK)
 	if err != nil {
 		return v1.Descriptor{}, err
 	}
 	req.header.Set("Accept", accept)
 	resp, err := r.host.send(ctx, req)
+	var e *Error
+	if errors.As(err, &e) && !retriable(e.Status) {
+		return r.resolveByBody(ctx, req, id)
+	}
 	if err != nil {
 		return v1.Descriptor{}, err
 	}
@@ -225,7 +229,7 @@ type body struct {
 func (b *body) open() error {
 	ctx, cancel := context.WithCancelCause(b.ctx)
 	if b.n > 0 {
-		b.req.header.Set("Range", "bytes="+strconv.FormatInt(b.n, 10)+"-")
+		b.req.header.Set("Range", fmt.Sprintf("bytes=%d-%d", b.n, b.size-1))
 	}
 	resp, err := b.host.send(ctx, b.req)
 	if err != nil {
@@ -269,8 +273,8 @@ func (b *body) Read(p []byte) (int, error) {
 		if err == nil {
 			continue
 		}
-		if err == io.EOF && b.n >= b.size {
-			return 0, io.EOF
+		if b.n >= b.size {
+			return 0, io.EOF // whatever came after the last byte
 		}
 		if err := b.heal(err); err != nil {
 			return 0, err

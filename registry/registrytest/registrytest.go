@@ -158,10 +158,14 @@ func Times(n int, f Fault) Fault {
 	return func(w http.ResponseWriter, r *http.Request) bool {
 		mu.Lock()
 		defer mu.Unlock()
-		if n <= 0 || !f(w, r) {
+		if n <= 0 {
 			return false
 		}
-		n--
+		n-- // before: Cut panics
+		if !f(w, r) {
+			n++
+			return false
+		}
 		return true
 	}
 }
