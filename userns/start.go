@@ -98,7 +98,7 @@ func startDirect(c Config, privileged bool) (*Process, error) {
 }
 
 // startHelped forks a process that waits while the id helpers map it, and then becomes the inner one (stage).
-func startHelped(ctx context.Context, c Config) (_ *Process, err error) {
+func startHelped(ctx context.Context, c Config) (*Process, error) {
 	ours, theirs, err := syncPair()
 	if err != nil {
 		return nil, err
@@ -121,6 +121,9 @@ func startHelped(ctx context.Context, c Config) (_ *Process, err error) {
 	}
 	if err := release(ours); err != nil {
 		return nil, abandon(child, Explain(err))
+	}
+	if !stop() { // killed meanwhile, which release takes for the exec
+		return nil, abandon(child, context.Cause(ctx))
 	}
 	return c.process(child), nil
 }
