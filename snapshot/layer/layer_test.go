@@ -255,6 +255,11 @@ func checkDisk(t testing.TB, h *host, a *Applied) {
 		if st.Mtim.Nano() != e.MTime {
 			t.Errorf("%s: time on disk %d, want %d", e.Path, st.Mtim.Nano(), e.MTime)
 		}
+		for _, x := range e.Xattrs {
+			if got := attribute(p, x.Name); got != string(x.Value) && len(x.Value) < maxXattr {
+				t.Errorf("%s: attribute %s on disk is %q, want %q", e.Path, x.Name, got, x.Value)
+			}
+		}
 		if e.HardLink != "" {
 			var first unix.Stat_t
 			must(t, unix.Lstat(filepath.Join(h.root, e.HardLink), &first))

@@ -458,7 +458,7 @@ func (s *settler) uncover() error {
 // uncoverDir does so for one directory and those below it that both have. Overlay knows no opaque root, so the root's
 // whiteouts are made on disk and its directories made opaque.
 func (s *settler) uncoverDir(d string, root bool) error {
-	if low, ok, err := s.lower.Lookup(d); err != nil || !ok || low.Type != snapshot.Dir {
+	if low, ok, err := s.lower.Lookup(d); err != nil || !root && (!ok || low.Type != snapshot.Dir) {
 		return err
 	}
 	children, err := s.lower.ReadDir(d)
