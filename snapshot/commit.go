@@ -146,11 +146,7 @@ func (s *scan) child(dir *os.File, name, path string, fresh bool) error {
 	}
 	switch t := typeOf(st.Mode); {
 	case t == 0, whiteout(&st):
-		old, ok, err := s.view.Lookup(path)
-		if err != nil || !ok {
-			return err // a mark where there is nothing
-		}
-		return s.removed(old)
+		return s.absent(dir, name, path, t == 0)
 	case t == Dir:
 		f, err := openAt(dir, name, unix.O_RDONLY|unix.O_DIRECTORY)
 		if err != nil {
@@ -163,6 +159,41 @@ func (s *scan) child(dir *os.File, name, path string, fresh bool) error {
 	default:
 		return s.leaf(dir, name, path, t, &st)
 	}
+}
+
+// absent treats a path where there is nothing that a tree could have: a mark of overlay's, or a socket. Other than overlay's
+// own marks it is removed from the files too, so that they show what the tree says.
+func (s *scan) absent(dir *os.File, name, path string, socket bool) error {
+	old, had, err := s.view.Lookup(path)
+	if err != nil {
+		return err
+	}
+	if socket || !s.upper {
+		if err := s.unlink(dir, name, had); err != nil {
+			return fmt.Errorf("remove %q: %w", path, err)
+		}
+	}
+	if !had {
+		return nil // a mark where there is nothing
+	}
+	return s.removed(old)
+}
+
+// unlink removes a name; in an upper directory a mark must hide what the parent has. The directory keeps its times.
+func (s *scan) unlink(dir *os.File, name string, had bool) error {
+	var st unix.Stat_t
+	if err := unix.Fstat(int(dir.Fd()), &st); err != nil {
+		return err
+	}
+	if err := unix.Unlinkat(int(dir.Fd()), name, 0); err != nil {
+		return err
+	}
+	if s.upper && had {
+		if err := unix.Mknodat(int(dir.Fd()), name, unix.S_IFCHR, 0); err != nil {
+			return err
+		}
+	}
+	return setTimes(procName(dir)+"/.", &st)
 }
 
 func (s *scan) removed(old Entry) error {
@@ -304,6 +335,11 @@ func (s *scan) owner(c *change, st *unix.Stat_t) {
 func (s *scan) foreign(id uint32) bool { return s.ids != 0 && id >= s.ids }
 
 func (s *scan) timeSet(c *change) bool {
+	if c.e.Type == Dir && c.had && c.old.Type == Dir {
+		// Its time changes with what is in it, without an entry in any tree. So what the disk has may be an earlier
+		// step's moment, which must not get into the name.
+		return false
+	}
 	if c.e.MTime >= s.began-tick && c.e.MTime <= s.ended+tick {
 		return false
 	}

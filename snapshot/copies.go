@@ -192,10 +192,19 @@ func (a *Active) commitCopy(ctx context.Context, o CommitOptions) (n Name, err e
 	if err != nil {
 		return "", err
 	}
-	if n, err = a.findChanges(ctx, st, o, ended); err == nil {
-		err = a.publishCopy(ctx, st, n)
+	if n, err = a.findChanges(ctx, st, o, ended); err != nil {
+		st.drop()
+		return "", err
 	}
-	if err != nil {
+	if a.s.Has(n) {
+		// The snapshot that is there has the times of when it was made; later steps must see those.
+		return n, errors.Join(st.drop(), w.stage.drop())
+	}
+	if err := a.copyChanges(ctx, st); err != nil {
+		st.drop()
+		return "", err
+	}
+	if err := a.s.publish(st, n, a.parent); err != nil {
 		st.drop()
 		return "", err
 	}
@@ -221,17 +230,6 @@ func (a *Active) findChanges(ctx context.Context, st *stage, o CommitOptions, en
 		err = e
 	}
 	return n, err
-}
-
-// publishCopy copies the changed files, unless the snapshot exists, and publishes.
-func (a *Active) publishCopy(ctx context.Context, st *stage, n Name) error {
-	if a.s.Has(n) {
-		return st.drop()
-	}
-	if err := a.copyChanges(ctx, st); err != nil {
-		return err
-	}
-	return a.s.publish(st, n, a.parent)
 }
 
 // copyChanges copies what a stage's tree names from the working tree into fs/, in overlay form.

@@ -281,42 +281,6 @@ func setTimes(at string, st *unix.Stat_t) error {
 	return nil
 }
 
-// copyRoot gives a new root directory the attributes that the root of a chain's file system has.
-func (s *Store) copyRoot(to string, chain []Name) error {
-	from, err := s.rootLayer(chain)
-	if err != nil || from == "" {
-		return err
-	}
-	var st unix.Stat_t
-	if err := unix.Lstat(from, &st); err != nil {
-		return &fs.PathError{Op: "stat", Path: from, Err: err}
-	}
-	attrs, err := xattrs(from, kept)
-	if err != nil {
-		return err
-	}
-	return setAttributes(to, &st, attrs)
-}
-
-// rootLayer is the directory whose attributes the root of a chain's file system has; "" if no layer says.
-func (s *Store) rootLayer(chain []Name) (string, error) {
-	for _, dir := range s.layers(chain) {
-		t, err := s.openTree(dir[:len(dir)-len("/fs")])
-		if err != nil {
-			return "", err
-		}
-		_, ok, err := t.Lookup(".")
-		t.Close()
-		if err != nil {
-			return "", err
-		}
-		if ok {
-			return dir, nil
-		}
-	}
-	return "", nil
-}
-
 // cloneData copies a file's content, sharing blocks where the file system can.
 func cloneData(to, from *os.File, size int64) error {
 	if size == 0 {

@@ -61,6 +61,8 @@ type Store struct {
 	mu sync.Mutex
 	// parents remembers the chains that were seen whole: snapshots never change.
 	parents map[Name]Name
+	// roots remembers which change sets have the root directory.
+	roots map[Name]bool
 	// checked has the tree files whose checksum was right.
 	checked map[string]stamp
 	// working are the working trees of the copies driver that nobody changes.
@@ -98,7 +100,7 @@ func Open(dir string, o Options) (*Store, error) {
 	}
 	s := &Store{
 		dir: dir, o: o,
-		parents: map[Name]Name{}, checked: map[string]stamp{},
+		parents: map[Name]Name{}, roots: map[Name]bool{}, checked: map[string]stamp{},
 	}
 	if o.Scratch == "" {
 		return s, nil

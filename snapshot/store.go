@@ -381,3 +381,56 @@ func (s *Store) unalias(n Name) error {
 	}
 	return err
 }
+
+// copyRoot gives a new root directory the attributes that the root of a chain's file system has.
+func (s *Store) copyRoot(to string, chain []Name) error {
+	from, err := s.rootLayer(chain)
+	if err != nil || from == "" {
+		return err
+	}
+	var st unix.Stat_t
+	if err := unix.Lstat(from, &st); err != nil {
+		return &fs.PathError{Op: "stat", Path: from, Err: err}
+	}
+	attrs, err := xattrs(from, kept)
+	if err != nil {
+		return err
+	}
+	return setAttributes(to, &st, attrs)
+}
+
+// rootLayer is the directory whose attributes the root of a chain's file system has; "" if no layer says.
+func (s *Store) rootLayer(chain []Name) (string, error) {
+	for i, dir := range s.layers(chain) {
+		has, err := s.hasRoot(chain[i], filepath.Dir(dir))
+		if err != nil {
+			return "", err
+		}
+		if has {
+			return dir, nil
+		}
+	}
+	return "", nil
+}
+
+// hasRoot reports whether a snapshot's change set has the root directory.
+func (s *Store) hasRoot(n Name, dir string) (bool, error) {
+	s.mu.Lock()
+	has, known := s.roots[n]
+	s.mu.Unlock()
+	if known {
+		return has, nil
+	}
+	t, err := s.openTree(dir)
+	if err != nil {
+		return false, err
+	}
+	defer t.Close()
+	if _, has, err = t.Lookup("."); err != nil {
+		return false, err
+	}
+	s.mu.Lock()
+	s.roots[n] = has
+	s.mu.Unlock()
+	return has, nil
+}

@@ -285,15 +285,15 @@ var cases = []stepCase{
 	},
 	{
 		name:  "a renamed directory",
-		steps: []string{"mkdir -p a/s; echo 1 >a/s/f; echo 1 >a/g", "mv a b"},
-		tree:  "x a\n d b\n f b/g\n d b/s\n f b/s/f",
-		view:  "d b\n f b/g\n d b/s\n f b/s/f",
+		steps: []string{"mkdir -p a/s; echo 1 >a/s/f; echo 1 >a/g; find a -exec touch -d @1000 {} +", "mv a b"},
+		tree:  "x a\n d b @1000\n f b/g @1000\n d b/s @1000\n f b/s/f @1000",
+		view:  "d b @1000\n f b/g @1000\n d b/s @1000\n f b/s/f @1000",
 	},
 	{
 		name:  "two directories change places",
-		steps: []string{"mkdir -p a/s b/s; echo 1 >a/s/f; echo 2 >b/s/g", "mv a t; mv b a; mv t b"},
-		tree:  "x a/s/f\n f a/s/g\n f b/s/f\n x b/s/g",
-		view:  "d a\n d a/s\n f a/s/g\n d b\n d b/s\n f b/s/f",
+		steps: []string{"mkdir -p a/s b/s; echo 1 >a/s/f; echo 2 >b/s/g; touch -d @1000 ?/s/?", "mv a t; mv b a; mv t b"},
+		tree:  "x a/s/f\n f a/s/g @1000\n f b/s/f @1000\n x b/s/g",
+		view:  "d a\n d a/s\n f a/s/g @1000\n d b\n d b/s\n f b/s/f @1000",
 	},
 	{
 		name:  "hard links",
@@ -349,6 +349,11 @@ var cases = []stepCase{
 		tree:  "d d @1000\n f f @1000\n f g\n l l -> f @2000",
 	},
 	{
+		name:  "a directory's time from an earlier step is not set",
+		steps: []string{"mkdir d", "touch d/f", "sleep 0.1; chmod 700 d ."},
+		tree:  "d . 700\n d d 700",
+	},
+	{
 		name:  "touch -d alone is a change",
 		steps: []string{"echo 1 >f; touch -d @1000 f", "touch -d @2000 f"},
 		tree:  "f f @2000",
@@ -370,7 +375,7 @@ var cases = []stepCase{
 	},
 	{
 		name:  "names with odd bytes",
-		steps: []string{`mkdir 'a b' -p 'é\'; touch 'a b/c=d' "$(printf 'n\nm')" -- - "$(printf '\377')" '"' '*' 'a-b' 'a!'; mv a-b 'a b/'`},
+		steps: []string{`mkdir 'a b' -p 'é\'; touch 'a b/c=d' "$(printf 'n\nm')" ./- "$(printf '\377')" '"' '*' 'a-b' 'a!'; mv a-b 'a b/'`},
 		tree:  "f \"\n f *\n f -\n d a b\n f a b/a-b\n f a b/c=d\n f a!\n f n\\nm\n d é\\\n f \xff",
 	},
 	{
