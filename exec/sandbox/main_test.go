@@ -23,7 +23,10 @@ const (
 	probeVar = "SANDBOX_TEST_PROBE"   // path of the compiled testdata/probe
 )
 
-func init() { Init() }
+func init() {
+	Init()
+	PinMain()
+}
 
 func TestMain(m *testing.M) {
 	if os.Getenv(innerVar) != "" {

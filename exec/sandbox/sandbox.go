@@ -120,6 +120,13 @@ func Init() {
 	libcontainer.Init()
 }
 
+// PinMain keeps all other goroutines off the first thread of this process. The inner process calls it in an init function (later, the
+// main goroutine may be on any thread).
+//
+// libcontainer sends a thread into each container's mount namespace and lets it end there. The first thread cannot end: had it been
+// chosen, it would keep that step's mounts alive, and /proc/self would show them instead of ours, for the rest of the build.
+func PinMain() { runtime.LockOSThread() }
+
 // Run runs the process and waits for it and for everything it started (its PID namespace ends with it). When ctx ends, all
 // processes get SIGTERM and, after the grace, SIGKILL; at once when none of them listens to SIGTERM. The error is then ctx's cause.
 //
