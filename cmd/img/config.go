@@ -135,7 +135,7 @@ func commandPath(node *kong.Node) string {
 	if node == nil || node.Type != kong.CommandNode {
 		return ""
 	}
-	return node.Name // `buildx build` has build's
+	return node.Name
 }
 
 // check refuses keys that mean nothing, so that a typing error does not go unnoticed.

@@ -271,7 +271,7 @@ func usageError(args []string, err error) error {
 		return err
 	}
 	if a := lookAlike(args); a != "" {
-		return withHint(exitUsage, err, "%q begins with a dash that is not the ASCII one; type %q", a, "--"+strings.TrimLeft(a, dashes))
+		return withHint(exitUsage, err, "%q begins with a dash that is not the ASCII one; type %q", a, ascii(a))
 	}
 	if rest, ok := strings.CutPrefix(err.Error(), "unexpected argument "); ok && len(args) > 0 && rest == firstWord(args) {
 		return withHint(exitUsage, fmt.Errorf("'%s' is not an img command", rest), "see 'img --help'")
@@ -292,6 +292,15 @@ func lookAlike(args []string) string {
 		}
 	}
 	return ""
+}
+
+// ascii is what was meant by an option with another dash: "–t" is -t, "—tag" is --tag.
+func ascii(option string) string {
+	name := strings.TrimLeft(option, dashes+"-")
+	if len(name) == 1 {
+		return "-" + name
+	}
+	return "--" + name
 }
 
 func firstWord(args []string) string {

@@ -2,20 +2,19 @@ package main
 
 import (
 	"archive/tar"
+	"bufio"
+	"bytes"
 	"compress/bzip2"
 	"context"
 	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"hash"
 	"io"
 	"strings"
 	"time"
-
-	"bufio"
-	"bytes"
-	"encoding/hex"
-	"encoding/json"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/types"
@@ -257,7 +256,8 @@ func packTar(ctx context.Context, s *layout.Store, r io.Reader, kind string) (im
 
 // checkTar reads a tar to its end, and what stands behind it: padding belongs to the layer's bytes.
 func checkTar(r io.Reader) error {
-	br := bufio.NewReaderSize(r, 256<<10)
+	in := &byteCounter{r: r}
+	br := bufio.NewReaderSize(in, 256<<10)
 	tr := tar.NewReader(br)
 	entries := 0
 	for {
@@ -276,8 +276,24 @@ func checkTar(r io.Reader) error {
 	if entries == 0 {
 		return fmt.Errorf("the tar is empty")
 	}
-	_, err := io.Copy(io.Discard, br)
-	return err
+	if _, err := io.Copy(io.Discard, br); err != nil {
+		return err
+	}
+	if in.n%512 != 0 {
+		return fmt.Errorf("the tar is cut: %d bytes are not whole blocks", in.n)
+	}
+	return nil
+}
+
+type byteCounter struct {
+	r io.Reader
+	n int64
+}
+
+func (c *byteCounter) Read(p []byte) (int, error) {
+	n, err := c.r.Read(p)
+	c.n += int64(n)
+	return n, err
 }
 
 // decompressTar undoes gzip, zstd, xz and bzip2, told by the first bytes.

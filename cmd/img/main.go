@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/alecthomas/kong"
@@ -64,7 +65,6 @@ func (g *Globals) debugf(format string, args ...any) {
 // The commands stand before the globals: kong then lets a command give a short flag a meaning of its own.
 type grammar struct {
 	Build   BuildCmd   `cmd:"" aliases:"bud" help:"Build an image from a Dockerfile."`
-	Buildx  buildxCmd  `cmd:"" hidden:"" help:"For scripts that say buildx build."`
 	Ls      LsCmd      `cmd:"" aliases:"images" help:"List images."`
 	Pull    PullCmd    `cmd:"" help:"Pull images from a registry."`
 	Push    PushCmd    `cmd:"" help:"Push images to a registry."`
@@ -87,10 +87,6 @@ type grammar struct {
 	Help    HelpCmd    `cmd:"" name:"help" help:"Show help for a command."`
 
 	Globals
-}
-
-type buildxCmd struct {
-	Build BuildCmd `cmd:"" help:"Build an image from a Dockerfile."`
 }
 
 // entries are the other lives of this program, by the name it is started under. They never return.
@@ -127,6 +123,10 @@ func (g *grammar) run(ctx context.Context, args []string) error {
 	if wantsVersion(args) {
 		return printShortVersion(g.stdout)
 	}
+	if len(args) == 1 && args[0] == "version" {
+		return new(VersionCmd).Run(&g.Globals) // without the grammar, which takes longer to make than all the rest
+	}
+	args = withoutBuildx(args)
 	k, err := newParser(g)
 	if err != nil {
 		return err
@@ -138,7 +138,7 @@ func (g *grammar) run(ctx context.Context, args []string) error {
 	if len(args) == 0 {
 		args = []string{"--help"}
 	}
-	cmd, err := k.Parse(args)
+	cmd, err := k.Parse(longForms(k.Model, args))
 	if errors.Is(err, errHelpShown) {
 		return nil
 	}
@@ -170,16 +170,59 @@ func newParser(g *grammar) (*kong.Kong, error) {
 	return k, nil
 }
 
-// wantsVersion reports whether -v or --version stands before any command, where it is not build's --volume.
-func wantsVersion(args []string) bool {
+// longForms makes -t=x, which kong would take for a value "=x", --tag=x.
+func longForms(app *kong.Application, args []string) []string {
+	at := commandIndex(args)
+	var flags []*kong.Flag
+	for _, c := range app.Children {
+		if at < len(args) && (c.Name == args[at] || slices.Contains(c.Aliases, args[at])) {
+			flags = c.Flags
+		}
+	}
+	flags = append(slices.Clip(flags), app.Flags...)
+	out := slices.Clone(args)
+	for i, a := range out {
+		if a == "--" {
+			break
+		}
+		if len(a) < 3 || a[0] != '-' || a[1] == '-' || a[2] != '=' {
+			continue
+		}
+		j := slices.IndexFunc(flags, func(f *kong.Flag) bool { return f.Short == rune(a[1]) })
+		if j >= 0 {
+			out[i] = "--" + flags[j].Name + a[2:]
+		}
+	}
+	return out
+}
+
+// withoutBuildx makes `buildx build` of scripts `build`.
+func withoutBuildx(args []string) []string {
+	i := slices.Index(args, "buildx")
+	if i < 0 || i+1 == len(args) || args[i+1] != "build" || i != commandIndex(args) {
+		return args
+	}
+	return slices.Delete(slices.Clone(args), i, i+1)
+}
+
+// commandIndex is where the command stands, after global options; len(args) if there is none.
+func commandIndex(args []string) int {
 	for i := 0; i < len(args); i++ {
 		switch a := args[i]; {
-		case a == "-v" || a == "--version":
-			return true
 		case a == "-s" || a == "-b" || a == "--state" || a == "--backend" || a == "--config":
 			i++
-		case !strings.HasPrefix(a, "-") || a == "--":
-			return false
+		case !strings.HasPrefix(a, "-"):
+			return i
+		}
+	}
+	return len(args)
+}
+
+// wantsVersion reports whether -v or --version stands before any command, where it is not build's --volume.
+func wantsVersion(args []string) bool {
+	for _, a := range args[:commandIndex(args)] {
+		if a == "-v" || a == "--version" {
+			return true
 		}
 	}
 	return false

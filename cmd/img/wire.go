@@ -7,12 +7,15 @@ import (
 
 	"img/exec/inner"
 	"img/exec/sandbox"
+	"img/userns"
 )
 
 // Kinds of errors that cross from the inner process and are made again here.
 const (
-	wireExit  = "exit"  // *sandbox.ExitError; data: the struct
-	wireErrno = "errno" // syscall.Errno; data: the number
+	wireExit   = "exit"   // *sandbox.ExitError; data: the struct
+	wireErrno  = "errno"  // syscall.Errno; data: the number
+	wireHost   = "host"   // *userns.Error; data: the remedy
+	wireUserns = "userns" // *userns.Error; data: {"remedy": ...}
 )
 
 // A remade is an error of the inner process with the words it had there and the identity it had there.
@@ -54,6 +57,18 @@ func wireCause(e *inner.Error) error {
 		exit := new(sandbox.ExitError)
 		if json.Unmarshal(e.Data, exit) == nil {
 			return exit
+		}
+	case wireHost:
+		host := &userns.Error{Err: errors.New(e.Msg)}
+		if json.Unmarshal(e.Data, &host.Remedy) == nil {
+			return host
+		}
+	case wireUserns:
+		var data struct {
+			Remedy string `json:"remedy"`
+		}
+		if json.Unmarshal(e.Data, &data) == nil {
+			return &userns.Error{Err: errors.New(e.Msg), Remedy: data.Remedy}
 		}
 	case wireErrno:
 		var n syscall.Errno
