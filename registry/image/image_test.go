@@ -359,6 +359,67 @@ func decompressAll(in string) (string, error) {
 	return string(out), err
 }
 
+// Every field of a manifest and a configuration removed, null, or of a wrong type is an error or harmless, and never a panic.
+func TestDamagedDocuments(t *testing.T) {
+	m := newMemory()
+	d := m.image("amd64", "")
+	img, err := Load(t.Context(), m, d, Platform{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	replacements := []any{nil, "x", 7.0, []any{}, []any{nil}, map[string]any{}, "removed"}
+	for _, doc := range []struct {
+		raw   []byte
+		named func(damaged []byte) v1.Descriptor // the image with the damaged document
+	}{
+		{img.RawManifest, func(raw []byte) v1.Descriptor { return m.put(types.OCIManifestSchema1, raw) }},
+		{img.RawConfig, func(raw []byte) v1.Descriptor {
+			manifest := *img.Manifest
+			manifest.Config = m.put(types.OCIConfigJSON, raw)
+			return m.putJSON(types.OCIManifestSchema1, manifest)
+		}},
+	} {
+		for _, with := range replacements {
+			damage(t, doc.raw, with, func(where string, raw []byte) {
+				got, err := Load(t.Context(), m, doc.named(raw), Platform{})
+				if err == nil && len(got.Layers) != len(got.Config.RootFS.DiffIDs) {
+					t.Errorf("%s = %v: layers do not match", where, with)
+				}
+			})
+		}
+	}
+}
+
+// damage calls f with the document once for each field, the field being replaced.
+func damage(t *testing.T, raw []byte, with any, f func(where string, raw []byte)) {
+	var root any
+	if err := json.Unmarshal(raw, &root); err != nil {
+		t.Fatal(err)
+	}
+	var walk func(v any, where string)
+	walk = func(v any, where string) {
+		if list, ok := v.([]any); ok {
+			for i := range list {
+				walk(list[i], fmt.Sprint(where, "/", i))
+			}
+		}
+		object, _ := v.(map[string]any)
+		for key, old := range object {
+			if object[key] = with; with == "removed" {
+				delete(object, key)
+			}
+			out, err := json.Marshal(root)
+			if err != nil {
+				t.Fatal(err)
+			}
+			f(where+"/"+key, out)
+			object[key] = old
+			walk(old, where+"/"+key)
+		}
+	}
+	walk(root, "")
+}
+
 func FuzzManifest(f *testing.F) {
 	m := newMemory()
 	m.index(m.image("amd64", ""), m.image("arm", "v7"))

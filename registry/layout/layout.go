@@ -157,7 +157,11 @@ func (s *Store) Has(ctx context.Context, d v1.Descriptor) (bool, error) {
 
 // Fetch opens a blob; image.ErrNotFound if there is none.
 func (s *Store) Fetch(ctx context.Context, d v1.Descriptor) (io.ReadCloser, error) {
-	return s.OpenBlob(d)
+	f, err := s.OpenBlob(d)
+	if err != nil {
+		return nil, err // not f: a nil *os.File is no nil ReadCloser
+	}
+	return f, nil
 }
 
 // OpenBlob opens a blob's file. Its size is d's; its content is not verified.

@@ -230,6 +230,16 @@ func TestSweep(t *testing.T) {
 	if _, err := os.Stat(dead); !os.IsNotExist(err) {
 		t.Errorf("left-over of a dead writer: %v", err)
 	}
+	half := s.path(".tmp-half")
+	if err := os.WriteFile(half, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Tag(t.Context(), app, putImage(t, s, "a").Descriptor); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(half); !os.IsNotExist(err) {
+		t.Errorf("left-over of index.json: %v", err)
+	}
 	if _, err := w.File.WriteString("hello"); err != nil {
 		t.Fatal(err)
 	}
@@ -460,8 +470,8 @@ func FuzzReadArchive(f *testing.F) {
 	f.Add(docker)
 	f.Add(gz(docker))
 	f.Add(makeTar(entry{"index.json", `{"schemaVersion":2,"manifests":[null]}`, ""}))
+	s := newStore(f) // one for all: making it costs more than reading
 	f.Fuzz(func(t *testing.T, raw []byte) {
-		s := newStore(t)
 		images, err := ReadArchive(t.Context(), bytes.NewReader(raw), s)
 		if err != nil {
 			return

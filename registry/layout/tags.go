@@ -67,6 +67,7 @@ func (s *Store) change(edit func(*v1.IndexManifest) (bool, error)) error {
 	if err != nil {
 		return err
 	}
+	s.sweepIndex()
 	if len(idx.Manifests) > image.MaxDescriptors || len(raw) > image.MaxManifest {
 		return fmt.Errorf("%d names are too many for one image store; remove some", len(idx.Manifests))
 	}

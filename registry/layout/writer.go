@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"strings"
 	"syscall"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -100,6 +101,16 @@ func (s *Store) sweep() {
 	entries, _ := os.ReadDir(s.path(".tmp"))
 	for _, e := range entries {
 		s.sweepOne(s.path(".tmp", e.Name()))
+	}
+}
+
+// sweepIndex removes what writers of index.json left that were killed. Called under the lock, when no other writer lives.
+func (s *Store) sweepIndex() {
+	entries, _ := os.ReadDir(s.dir)
+	for _, e := range entries {
+		if strings.HasPrefix(e.Name(), atomicfile.TempPrefix) {
+			os.Remove(s.path(e.Name()))
+		}
 	}
 }
 
