@@ -236,7 +236,7 @@ func (l *lowering) arg(s *stage, c *instructions.ArgCommand) error {
 				s.env.set(a.Key, *a.Value)
 			}
 		}
-		s.args = append(s.args, argument{key: a.Key, value: a.ValueString()})
+		s.declare(a.Key, a.ValueString())
 	}
 	s.remember(text, false)
 	return nil
@@ -254,27 +254,36 @@ func (l *lowering) hidesEnv(s *stage, a instructions.KeyValuePairOptional, c ins
 // An argument is an ARG in effect.
 type argument struct{ key, value string }
 
+// declare puts an argument into effect. One that is declared again keeps its place. The list may be shared with the base's, so it is
+// never changed in place.
+func (s *stage) declare(key, value string) {
+	i := slices.IndexFunc(s.args, func(a argument) bool { return a.key == key })
+	switch {
+	case i < 0:
+		s.args = append(s.args, argument{key, value})
+	case s.args[i].value != value:
+		s.args = slices.Clone(s.args)
+		s.args[i].value = value
+	}
+}
+
 // buildArgText is the "|2 a=1 b=2 " before a RUN in the history: the arguments in effect, with the values that the step sees.
 func buildArgText(args []argument, env *environment) string {
 	if len(args) == 0 {
 		return ""
 	}
-	values := make(map[string]string, len(args))
-	for _, a := range args {
-		values[a.key] = a.value
-	}
+	values := make(map[string]string, len(env.vars))
 	for _, v := range env.vars {
-		if _, ok := values[v.key]; ok {
-			values[v.key] = v.value
-		}
+		values[v.key] = v.value
 	}
 	var text strings.Builder
-	fmt.Fprintf(&text, "|%d ", len(values))
+	fmt.Fprintf(&text, "|%d ", len(args))
 	for _, a := range args {
-		if v, ok := values[a.key]; ok { // a repeated ARG keeps its first place
-			text.WriteString(a.key + "=" + v + " ")
-			delete(values, a.key)
+		value, ok := values[a.key]
+		if !ok {
+			value = a.value
 		}
+		text.WriteString(a.key + "=" + value + " ")
 	}
 	return text.String()
 }

@@ -235,6 +235,9 @@ func (l *lowering) triggersOfImage(s *stage) ([]string, error) {
 
 // source returns what an origin shows, as an input of the vertex that takes it.
 func (l *lowering) source(s *stage, from origin, c *command, in inputs) (dag.Source, error) {
+	if from.stage != nil && from.stage.replaced && from.stage.outside.local != "" {
+		from = origin{outside: from.stage.outside} // the directory itself, not a copy of all of it
+	}
 	if from.stage != nil {
 		return dag.Source{Input: in.ref(from.stage.files)}, nil
 	}

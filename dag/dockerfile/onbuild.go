@@ -32,12 +32,20 @@ func (b *build) addTriggers(s *stage, ofImage func(*stage) ([]string, error)) er
 	for _, text := range texts {
 		c, err := b.trigger(s, text)
 		if err != nil {
-			return b.f.located(fmt.Errorf("onbuild trigger %q: %w", text, err), s.pos)
+			return b.triggerError(s, text, err)
 		}
 		triggers = append(triggers, c)
 	}
 	s.commands = append(triggers, s.commands...)
 	return nil
+}
+
+func (b *build) triggerError(s *stage, text string, err error) error {
+	var e *Error
+	if !errors.As(b.f.located(err, s.pos), &e) {
+		return err
+	}
+	return &Error{Pos: e.Pos, Err: fmt.Errorf("onbuild trigger %q: %w", text, e.Err), Hint: e.Hint}
 }
 
 // trigger parses one ONBUILD instruction. It has the place of the FROM that caused it.

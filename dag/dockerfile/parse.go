@@ -183,15 +183,31 @@ func (f *File) at(ranges []parser.Range) dag.Pos {
 	return pos
 }
 
-// word narrows a position to the first place of a word in it.
+// word narrows a position to the first place in it where a word stands for itself.
 func (f *File) word(pos dag.Pos, word string) dag.Pos {
 	if word == "" {
 		return pos
 	}
 	for i := max(pos.Line, 1); i <= pos.End && i <= len(f.lines); i++ {
-		if col := strings.Index(f.lines[i-1], word); col >= 0 {
-			return dag.Pos{File: pos.File, Line: i, End: i, Col: col + 1}
+		if col := wordColumn(f.lines[i-1], word); col > 0 {
+			return dag.Pos{File: pos.File, Line: i, End: i, Col: col}
 		}
 	}
 	return pos
+}
+
+// wordColumn returns where a word begins in a line, in bytes from 1, or 0. Words are apart by blanks, and by what stands in options.
+func wordColumn(line, word string) int {
+	const apart = " \t\r=,\"'[]"
+	for from := 0; ; {
+		i := strings.Index(line[from:], word)
+		if i < 0 {
+			return 0
+		}
+		start, end := from+i, from+i+len(word)
+		if (start == 0 || strings.IndexByte(apart, line[start-1]) >= 0) && (end == len(line) || strings.IndexByte(apart, line[end]) >= 0) {
+			return start + 1
+		}
+		from = start + 1
+	}
 }
