@@ -15,6 +15,7 @@ import (
 
 	"github.com/alecthomas/kong"
 
+	"img/exec"
 	"img/exec/sandbox"
 	"img/userns"
 )
@@ -91,16 +92,25 @@ type grammar struct {
 
 // entries are the other lives of this program, by the name it is started under. They never return.
 var entries = map[string]func(){
-	"img-inner":   innerMain,
-	"img-extract": extractMain,
-	"img-unshare": unshareMain,
+	exec.InnerName:   innerMain,
+	exec.ExtractName: extractMain,
+	unshareName:      unshareMain,
 }
 
 func init() {
 	// The processes that these packages start are this program again; they never come back from here.
 	userns.Init()
 	sandbox.Init()
+	if os.Args[0] == img.InnerName {
+		// On the main thread, which init functions run on: the death signal is a thread's.
+		if err := userns.Settle(); err != nil {
+			settleErr = err
+		}
+	}
 }
+
+// settleErr is why the inner process cannot work; its first answer says so.
+var settleErr error
 
 func main() {
 	if entry, ok := entries[os.Args[0]]; ok {

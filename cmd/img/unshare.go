@@ -6,10 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	osexec "os/exec"
 
 	"img/userns"
 )
+
+// unshareName is the name under which the process inside starts.
+const unshareName = "img-unshare"
 
 // UnshareCmd is `img unshare`.
 type UnshareCmd struct {
@@ -35,7 +37,7 @@ func (c *UnshareCmd) Run(ctx context.Context, g *Globals) error {
 	}
 	p, err := userns.Start(ctx, userns.Config{
 		Mapping: m,
-		Args:    append([]string{"img-unshare"}, args...),
+		Args:    append([]string{unshareName}, args...),
 		Env:     append(os.Environ(), "container=img"),
 		Files:   []*os.File{os.Stdin, os.Stdout, os.Stderr},
 		Stderr:  os.Stderr,
@@ -44,7 +46,10 @@ func (c *UnshareCmd) Run(ctx context.Context, g *Globals) error {
 		return err
 	}
 	err = p.Wait()
-	var exit *osexec.ExitError
+	var exit interface {
+		error
+		ExitCode() int
+	}
 	if errors.As(err, &exit) && exit.ExitCode() >= 0 {
 		return &coded{err: fmt.Errorf("%s: %w", args[0], err), code: exit.ExitCode()}
 	}
