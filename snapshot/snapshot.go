@@ -147,24 +147,18 @@ func (s *Store) Parent(n Name) (Name, error) {
 
 // View reads the whole file system that a snapshot describes, from the trees of its chain (in any mapping).
 func (s *Store) View(n Name) (*View, error) {
+	dirs, err := s.treeDirs(n)
+	if err != nil {
+		return nil, fmt.Errorf("view snapshot: %w", err)
+	}
 	var trees []*Tree
-	for n != "" {
-		dir, err := s.find(n)
-		if err == nil {
-			var t *Tree
-			if t, err = s.openTree(dir); err == nil {
-				trees = append(trees, t)
-				n, err = s.parent(dir)
-			}
-		}
+	for _, dir := range dirs {
+		t, err := s.openTree(dir)
 		if err != nil {
 			NewView(trees...).Close()
 			return nil, fmt.Errorf("view snapshot: %w", err)
 		}
-		if len(trees) > maxChain {
-			NewView(trees...).Close()
-			return nil, fmt.Errorf("view snapshot: chain is longer than %d", maxChain)
-		}
+		trees = append(trees, t)
 	}
 	return NewView(trees...), nil
 }

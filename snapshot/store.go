@@ -196,6 +196,30 @@ func (s *Store) forget(n Name) {
 	delete(s.parents, n)
 }
 
+// treeDirs returns where the snapshots of a chain are, topmost first: in this mapping, else each in any.
+func (s *Store) treeDirs(n Name) ([]string, error) {
+	var out []string
+	if chain, err := s.chain(n); err == nil {
+		for _, dir := range s.layers(chain) {
+			out = append(out, filepath.Dir(dir))
+		}
+		return out, nil
+	}
+	for n != "" {
+		dir, err := s.find(n)
+		if err != nil {
+			return nil, err
+		}
+		if out = append(out, dir); len(out) > maxChain {
+			return nil, fmt.Errorf("chain is longer than %d", maxChain)
+		}
+		if n, err = s.parent(dir); err != nil {
+			return nil, err
+		}
+	}
+	return out, nil
+}
+
 // layers are the directories of a chain's files, topmost first.
 func (s *Store) layers(chain []Name) []string {
 	var out []string

@@ -210,7 +210,9 @@ func extendedAttributes(t *testing.T, open Opener) {
 func intended(t *testing.T, open Opener) {
 	s := open(t, t.TempDir())
 	o := snapshot.CommitOptions{
-		Owner: func(path string, _ uint64) (uint32, uint32, bool) { return 700000, 700001, path == "by-call" || path == "link" },
+		Owner: func(path string, _ uint64) (uint32, uint32, bool) {
+			return 700000, 700001, path == "by-call" || path == "link"
+		},
 		Device: func(path string, _ uint64) (snapshot.Type, uint32, uint32, bool) {
 			return snapshot.Block, 8, 1, path == "sda1"
 		},

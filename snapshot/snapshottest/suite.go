@@ -302,9 +302,9 @@ var cases = []stepCase{
 	},
 	{
 		name:  "a new name for an old file brings the old one along",
-		steps: []string{"echo 1 >b; echo 1 >c", "ln b a"},
-		tree:  "f a\n f b = a",
-		view:  "f a\n f b = a\n f c",
+		steps: []string{"echo 1 >b; echo 1 >c; touch -d @1000 b", "ln b a"},
+		tree:  "f a @1000\n f b = a",
+		view:  "f a @1000\n f b = a\n f c",
 	},
 	{
 		name:  "one name of several removed",
