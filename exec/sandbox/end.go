@@ -11,27 +11,41 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// listenEvery is how often end looks whether anybody still has a handler for SIGTERM.
+const listenEvery = 100 * time.Millisecond
+
 // end asks all processes of a PID namespace to go, and kills its init when the grace is over. The first process of a namespace
-// ignores signals it has no handler for, so where no process listens, waiting would be for nothing.
+// ignores signals it has no handler for, so once no process listens, waiting would be for nothing. It looks again and again: at
+// first, init may still be libcontainer's, which has handlers as all Go programs.
 func end(init int, grace time.Duration, p *libcontainer.Process, done <-chan struct{}) {
 	if grace == 0 {
 		grace = defaultGrace
 	}
-	if terminate(init) {
-		timer := time.NewTimer(grace)
-		defer timer.Stop()
+	deadline := time.After(grace)
+	tick := time.NewTicker(listenEvery)
+	defer tick.Stop()
+	for heard := visit(init, terminate); heard; heard = visit(init, listens) {
 		select {
 		case <-done:
 			return
-		case <-timer.C:
+		case <-deadline:
+			_ = p.Signal(unix.SIGKILL)
+			return
+		case <-tick.C:
 		}
 	}
 	// The kernel kills the rest of the namespace with its init. An error means that it is gone.
 	_ = p.Signal(unix.SIGKILL)
 }
 
-// terminate sends SIGTERM to every process in init's PID namespace, and tells whether one of them has a handler for it.
-func terminate(init int) (heard bool) {
+// terminate sends SIGTERM to a process, and tells whether it has a handler for it.
+func terminate(pid, pidfd int) bool {
+	heard := listens(pid, pidfd)
+	return unix.PidfdSendSignal(pidfd, unix.SIGTERM, nil, 0) == nil && heard
+}
+
+// visit calls f for every process in init's PID namespace, and tells whether one call said yes.
+func visit(init int, f func(pid, pidfd int) bool) (yes bool) {
 	namespace, err := pidNamespace(init)
 	if err != nil {
 		return false
@@ -41,16 +55,14 @@ func terminate(init int) (heard bool) {
 		return false
 	}
 	for _, proc := range procs {
-		pid, err := strconv.Atoi(filepath.Base(proc))
-		if err != nil {
-			continue
+		if pid, err := strconv.Atoi(filepath.Base(proc)); err == nil {
+			yes = visitOne(namespace, pid, f) || yes
 		}
-		heard = terminateIn(namespace, pid) || heard
 	}
-	return heard
+	return yes
 }
 
-func terminateIn(namespace string, pid int) (heard bool) {
+func visitOne(namespace string, pid int, f func(pid, pidfd int) bool) bool {
 	fd, err := unix.PidfdOpen(pid, 0)
 	if err != nil {
 		return false
@@ -60,18 +72,17 @@ func terminateIn(namespace string, pid int) (heard bool) {
 	if ns, err := pidNamespace(pid); err != nil || ns != namespace {
 		return false
 	}
-	heard = catches(pid, unix.SIGTERM)
-	return unix.PidfdSendSignal(fd, unix.SIGTERM, nil, 0) == nil && heard
+	return f(pid, fd)
 }
 
 func pidNamespace(pid int) (string, error) {
 	return os.Readlink("/proc/" + strconv.Itoa(pid) + "/ns/pid")
 }
 
-// catches reads the line "SigCgt:\t0000000000004002" of a process's status: bit n-1 is signal n.
-func catches(pid int, sig unix.Signal) bool {
+// listens reads the line "SigCgt:\t0000000000004002" of a process's status: bit n-1 is signal n.
+func listens(pid, _ int) bool {
 	bits, err := strconv.ParseUint(statusLine(pid, "SigCgt:"), 16, 64)
-	return err == nil && bits&(1<<(sig-1)) != 0
+	return err == nil && bits&(1<<(unix.SIGTERM-1)) != 0
 }
 
 // statusLine returns the value of a line of /proc/<pid>/status; empty when there is none.
