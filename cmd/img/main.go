@@ -101,15 +101,13 @@ func init() {
 	// The processes that these packages start are this program again; they never come back from here.
 	userns.Init()
 	sandbox.Init()
-	if os.Args[0] == img.InnerName {
+	if os.Args[0] == exec.InnerName {
 		// On the main thread, which init functions run on: the death signal is a thread's.
-		if err := userns.Settle(); err != nil {
-			settleErr = err
-		}
+		settleErr = userns.Settle()
 	}
 }
 
-// settleErr is why the inner process cannot work; its first answer says so.
+// settleErr is why the inner process cannot work; its first answer says it.
 var settleErr error
 
 func main() {
