@@ -253,6 +253,25 @@ func TestApply(t *testing.T) {
 	}
 }
 
+// With one id, or as root of a user namespace with 65,536, the change sets are the same; only the disk shows less.
+func TestApplyMapped(t *testing.T) {
+	for _, ids := range []uint32{1, 65536} {
+		for _, c := range applyCases {
+			if c.err != "" {
+				continue
+			}
+			h := newHost(t)
+			a, err := apply(t, h, archive(t, c.items...), c.lower, ApplyOptions{IDs: ids})
+			h.check(t)
+			if err != nil {
+				t.Errorf("%s with %d ids: %v", c.name, ids, err)
+			} else if got := text(a.Entries); got != c.want {
+				t.Errorf("%s with %d ids: got:\n%swant:\n%s", c.name, ids, got, c.want)
+			}
+		}
+	}
+}
+
 // The owner outside the mapping is root on disk.
 func TestApplyOwners(t *testing.T) {
 	h := newHost(t)

@@ -108,6 +108,8 @@ type Lower interface {
 	ReadDir(path string) ([]snapshot.Entry, error)
 }
 
+var _ Lower = (*snapshot.View)(nil)
+
 // nothing is the file system below the first layer.
 type nothing struct{}
 
