@@ -176,6 +176,8 @@ type Manifest struct {
 	// Config is the image's configuration as canonical JSON, without rootfs. History entries of steps with a layer
 	// and no time, and "created", get theirs here.
 	Config []byte `json:"config"`
+	// BaseHistory is how many of Config's history entries are the base image's, which are never changed.
+	BaseHistory int `json:"baseHistory,omitempty"`
 	// BaseLayers come first; they are blobs already.
 	BaseLayers []Layer `json:"baseLayers,omitempty"`
 	// Packs are inputs that are Pack vertices, in layer order.
@@ -183,7 +185,7 @@ type Manifest struct {
 	// Docker makes Docker's media types.
 	Docker bool   `json:"docker,omitempty"`
 	Epoch  *int64 `json:"epoch,omitempty"`
-	// Base, when set, is the base image's name and manifest digest, for the standard annotations.
+	// Annotations of the manifest.
 	Annotations map[string]string `json:"annotations,omitempty"`
 }
 

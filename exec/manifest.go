@@ -25,6 +25,7 @@ func BuiltImage(out cache.Output) (Built, error) { return decode[Built](out) }
 
 func manifestKey(h *cache.Hash, op *dag.Manifest, in []cache.Output) error {
 	h.Line("config", string(op.Config))
+	h.Line("base history", op.BaseHistory)
 	h.Line("docker", op.Docker)
 	h.Line("epoch", op.Epoch)
 	for _, k := range sortedKeys(op.Annotations) {
@@ -67,7 +68,7 @@ func (x *Executor) manifest(ctx context.Context, op *dag.Manifest, in []cache.Ou
 	if err != nil {
 		return "", fmt.Errorf("configuration: %w", err)
 	}
-	setTimes(cfg, op.Epoch)
+	setTimes(cfg, op)
 	layers, names, err := layersOf(op, in)
 	if err != nil {
 		return "", err
@@ -131,18 +132,15 @@ func (x *Executor) alias(layers []image.Layer, names []snapshot.Name) error {
 }
 
 // setTimes fills in the times that lowering left open: SOURCE_DATE_EPOCH, or now.
-func setTimes(cfg *v1.ConfigFile, epoch *int64) {
+func setTimes(cfg *v1.ConfigFile, op *dag.Manifest) {
 	now := time.Now().UTC().Truncate(time.Second)
-	if epoch != nil {
-		now = time.Unix(*epoch, 0).UTC()
+	if op.Epoch != nil {
+		now = time.Unix(*op.Epoch, 0).UTC()
 	}
-	for i := range cfg.History {
+	for i := op.BaseHistory; i < len(cfg.History); i++ {
 		if cfg.History[i].Created.IsZero() {
 			cfg.History[i].Created = v1.Time{Time: now}
 		}
 	}
 	cfg.Created = v1.Time{Time: now}
-	if n := len(cfg.History); n > 0 {
-		cfg.Created = cfg.History[n-1].Created
-	}
 }

@@ -100,7 +100,7 @@ func (x *Executor) setUp(ctx context.Context, p *process) error {
 		return &RemappedError{Mapping: m}
 	}
 	if m.Why != "" {
-		x.o.Note(m.Why)
+		x.o.Note(weaker(m))
 	}
 	s := setup{Map: m.Label(), IDs: m.IDs(), Single: m.Single(), Driver: x.o.Driver, ResolvConf: x.o.ResolvConf}
 	var files []*os.File
@@ -136,6 +136,14 @@ func (x *Executor) setUp(ctx context.Context, p *process) error {
 		x.o.Note(n)
 	}
 	return nil
+}
+
+// weaker says in one line what a mapping lacks, and what it costs.
+func weaker(m userns.Mapping) string {
+	if m.Single() {
+		return m.Why + ": the build has one id; RUN sees every file as root's, the layers keep the owners that steps ask for (img doctor says more)"
+	}
+	return m.Why
 }
 
 // contextDir is where the inner process shows a context. Names are encoded, since people choose them.

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/moby/sys/user"
 	"golang.org/x/sys/unix"
 
 	"img/cache"
@@ -106,7 +107,11 @@ func (w *world) run(ctx context.Context, a runArgs, files []*os.File) (snapshot.
 	if err := s.removePoints(); err != nil {
 		return "", err
 	}
-	return active.Commit(ctx, s.commitOptions(owners))
+	o, err := s.commitOptions(owners, a.Base)
+	if err != nil {
+		return "", err
+	}
+	return active.Commit(ctx, o)
 }
 
 // A step is a RUN in the inner process: its root, its private directory, and what has to be undone after it.
@@ -120,6 +125,7 @@ type step struct {
 	mounts []sandbox.Mount
 	points []mountPoint
 	caches map[string]*cacheDir
+	user   *user.ExecUser
 	undo   []func() error
 }
 
@@ -223,6 +229,7 @@ func (s *step) spec(a runArgs, out *os.File) (sandbox.Spec, error) {
 	if err != nil {
 		return sandbox.Spec{}, err
 	}
+	s.user = u
 	state := path.Join(s.dir, "state")
 	if err := os.Mkdir(state, 0o700); err != nil {
 		return sandbox.Spec{}, err
@@ -244,16 +251,16 @@ func (s *step) spec(a runArgs, out *os.File) (sandbox.Spec, error) {
 	return spec, s.checkIDs(&spec, a.Op.User)
 }
 
-// checkIDs sees to it that the process's ids exist in the mapping. With one id everything runs as root.
-func (s *step) checkIDs(spec *sandbox.Spec, user string) error {
+// checkIDs sees to it that the process's ids exist in the mapping. With one id the sandbox runs everything as root.
+func (s *step) checkIDs(spec *sandbox.Spec, name string) error {
 	if s.w.setup.Single {
-		spec.UID, spec.GID, spec.Groups = 0, 0, nil
+		spec.Groups = nil
 		return nil
 	}
 	for _, id := range append([]uint32{spec.UID, spec.GID}, spec.Groups...) {
 		if id >= s.w.setup.IDs {
 			return fmt.Errorf("USER %s: id %d is outside of the build's %d ids; give the builder more subordinate ids in /etc/subuid and /etc/subgid",
-				user, id, s.w.setup.IDs)
+				name, id, s.w.setup.IDs)
 		}
 	}
 	return nil
@@ -276,8 +283,8 @@ func environment(env, proxy, secrets []string) []string {
 }
 
 // commitOptions hands on what the supervisor and the preparation know about owners that the disk does not show.
-func (s *step) commitOptions(owners *sandbox.Owners) snapshot.CommitOptions {
-	return snapshot.CommitOptions{
+func (s *step) commitOptions(owners *sandbox.Owners, base snapshot.Name) (snapshot.CommitOptions, error) {
+	o := snapshot.CommitOptions{
 		Times: snapshot.TimesSet,
 		Owner: func(p string, ino uint64) (uid, gid uint32, ok bool) {
 			if owners != nil {
@@ -295,6 +302,36 @@ func (s *step) commitOptions(owners *sandbox.Owners) snapshot.CommitOptions {
 			return snapshot.Type(kind), major, minor, ok
 		},
 	}
+	if !s.w.setup.Single || s.user.Uid == 0 {
+		return o, nil
+	}
+	// With one id, USER's process runs as root. What it makes is USER's all the same, unless it asked for another owner.
+	view, err := s.w.snaps.View(base)
+	if err != nil {
+		return o, err
+	}
+	s.later(view.Close)
+	asked := o.Owner
+	o.Owner = func(p string, ino uint64) (uint32, uint32, bool) {
+		if uid, gid, ok := asked(p, ino); ok {
+			return uid, gid, true
+		}
+		if _, old, err := view.Lookup(p); err != nil || old || s.noted(p) {
+			return 0, 0, false
+		}
+		return uint32(s.user.Uid), uint32(s.user.Gid), true
+	}
+	return o, nil
+}
+
+// noted reports whether a file carries an intended owner of its own.
+func (s *step) noted(p string) bool {
+	fd, base, err := s.root.dir(p)
+	if err != nil {
+		return false
+	}
+	_, err = unix.Lgetxattr(fmt.Sprintf("/proc/self/fd/%d/%s", fd, base), ownerAttr, nil)
+	return err == nil
 }
 
 // A mountPoint is a file or directory that was made for a mount. It is removed by the descriptor of its directory: the step may have

@@ -10,13 +10,6 @@ import (
 	"img/userns"
 )
 
-// A hostError is a userns.Error that crosses from the inner process.
-type hostError userns.Error
-
-func (e *hostError) Error() string           { return e.Err.Error() }
-func (e *hostError) Unwrap() error           { return e.Err }
-func (e *hostError) WireKind() (string, any) { return "host", e.Remedy }
-
 // errnoError keeps the error number, so that "disk full" is known as such on the other side.
 type errnoError struct {
 	error
@@ -65,10 +58,10 @@ func fromWire(err error) error {
 		if json.Unmarshal(e.Data, &n) == nil {
 			return &remoteError{e.Msg, n}
 		}
-	case "host":
-		var remedy string
-		if json.Unmarshal(e.Data, &remedy) == nil {
-			return &userns.Error{Err: err, Remedy: remedy}
+	case "userns":
+		var d struct{ Remedy string }
+		if json.Unmarshal(e.Data, &d) == nil {
+			return &userns.Error{Err: err, Remedy: d.Remedy}
 		}
 	case "changed":
 		return &remoteError{e.Msg, errChanged}

@@ -14,6 +14,7 @@ import (
 
 	"img/exec/inner"
 	"img/snapshot"
+	"img/userns"
 )
 
 // A world is the inner process's side: its own root file system, which holds nothing but what the build needs, and the snapshots.
@@ -27,12 +28,15 @@ type world struct {
 	setup setup
 	snaps *snapshot.Store
 	steps atomic.Int64
+
+	broken error
 }
 
-// Serve is the inner process: it answers the Executor's calls on descriptor 3 until the Executor is gone.
-func Serve() error {
+// Serve is the inner process: it answers the Executor's calls on descriptor 3 until the Executor is gone. broken is why the process
+// cannot work (userns.Settle); the first call says so.
+func Serve(broken error) error {
 	unix.Umask(0)
-	w := &world{}
+	w := &world{broken: broken}
 	return inner.Serve(os.NewFile(3, "calls"), map[string]inner.Handler{
 		"setup":  w.setUp,
 		"run":    handle(w.run),
@@ -71,6 +75,9 @@ func (w *world) setUp(_ context.Context, raw json.RawMessage, files []*os.File) 
 			f.Close()
 		}
 	}()
+	if w.broken != nil {
+		return nil, nil, w.broken
+	}
 	if err := json.Unmarshal(raw, &w.setup); err != nil {
 		return nil, nil, err
 	}
@@ -78,10 +85,10 @@ func (w *world) setUp(_ context.Context, raw json.RawMessage, files []*os.File) 
 		return nil, nil, fmt.Errorf("%d directories came with %d descriptors", len(w.setup.Dirs), len(files))
 	}
 	if err := w.build(files); err != nil {
-		return nil, nil, err
+		return nil, nil, wire(userns.Explain(err))
 	}
 	reply, err := w.openSnapshots()
-	return reply, nil, err
+	return reply, nil, wire(err)
 }
 
 // build makes the new root on a tmpfs and pivots into it: after that no path of the host can be named.
@@ -156,6 +163,13 @@ func (w *world) collect(files []*os.File) ([]detached, error) {
 			return out, fmt.Errorf("open_tree /%s: %w", d, err)
 		}
 		out = append(out, detached{fd: fd, at: d})
+		if d == "sys" {
+			// libcontainer makes a cgroup wherever it may write one; steps are not put into cgroups.
+			attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}
+			if err := unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, &attr); err != nil {
+				return out, fmt.Errorf("make /sys read-only: %w", err)
+			}
+		}
 	}
 	for i, d := range w.setup.Dirs {
 		fd, err := openShared(d, files[i])
@@ -180,7 +194,7 @@ func newProc() (int, error) {
 			}
 		}
 	}
-	return -1, &hostError{
+	return -1, &userns.Error{
 		Err: fmt.Errorf("mount a fresh /proc: %w", err),
 		Remedy: "the /proc of this container is masked; Kubernetes: securityContext.procMount: Unmasked with hostUsers: false; " +
 			"docker run: --security-opt systempaths=unconfined",

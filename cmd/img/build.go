@@ -251,12 +251,12 @@ func (b *build) lower(ctx context.Context) error {
 	}
 	images := map[dockerfile.BaseRef]*image.Image{}
 	var mu sync.Mutex
-	g, ctx := errgroup.WithContext(ctx)
+	g, gctx := errgroup.WithContext(ctx)
 	for _, ref := range refs {
 		g.Go(func() error {
-			found, err := b.bases.resolve(ctx, &mu, ref)
+			found, err := b.bases.resolve(gctx, &mu, ref)
 			if err != nil {
-				return sourceError(&dockerfile.Error{Pos: ref.Pos, Err: fmt.Errorf("%s: %w", ref.Ref, err), Hint: b.baseHint(ref, err)})
+				return b.baseError(ref, err)
 			}
 			mu.Lock()
 			defer mu.Unlock()
@@ -268,10 +268,15 @@ func (b *build) lower(ctx context.Context) error {
 		return err
 	}
 	b.plan, err = dockerfile.Lower(b.file, o, func(ref dockerfile.BaseRef) (*image.Image, error) {
-		found, ok := images[ref]
-		if !ok {
-			return nil, fmt.Errorf("%s: %w", ref.Ref, image.ErrNotFound)
+		if found, ok := images[ref]; ok {
+			return found, nil
 		}
+		// An ONBUILD trigger of a base names an image that the Dockerfile does not.
+		found, err := b.bases.resolve(ctx, &mu, ref)
+		if err != nil {
+			return nil, b.baseError(ref, err)
+		}
+		images[ref] = found
 		return found, nil
 	})
 	if err != nil {
@@ -281,6 +286,11 @@ func (b *build) lower(ctx context.Context) error {
 		warnDockerfile(b.g.stderr, w)
 	}
 	return nil
+}
+
+// baseError is a base image that cannot be had.
+func (b *build) baseError(ref dockerfile.BaseRef, err error) error {
+	return sourceError(&dockerfile.Error{Pos: ref.Pos, Err: fmt.Errorf("%s: %w", ref.Ref, err), Hint: b.baseHint(ref, err)})
 }
 
 // baseHint says what to do about a base image that cannot be had.

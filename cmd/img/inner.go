@@ -13,7 +13,7 @@ import (
 
 // innerMain is the inner process of a build. It never returns.
 func innerMain() {
-	if err := img.Serve(); err != nil {
+	if err := img.Serve(settleErr); err != nil {
 		fmt.Fprintln(os.Stderr, "img: inner process:", err)
 		os.Exit(1)
 	}

@@ -104,6 +104,7 @@ func init() {
 	if os.Args[0] == exec.InnerName {
 		// On the main thread, which init functions run on: the death signal is a thread's.
 		settleErr = userns.Settle()
+		sandbox.PinMain()
 	}
 }
 

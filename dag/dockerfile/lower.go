@@ -340,7 +340,7 @@ func (l *lowering) manifest(t *stage, config []byte) dag.ID {
 	slices.Reverse(steps)
 	op := &dag.Manifest{Config: config, Docker: l.o.Docker, Epoch: l.epoch}
 	if t.image != nil {
-		op.BaseLayers = layers(t.image)
+		op.BaseLayers, op.BaseHistory = layers(t.image), len(t.image.Config.History)
 	}
 	m := &dag.Vertex{Op: op, Name: "image", Stage: t.label(), Platform: formatPlatform(t.platform)}
 	in := inputs{m}
@@ -349,6 +349,9 @@ func (l *lowering) manifest(t *stage, config []byte) dag.ID {
 		pack := &dag.Pack{Of: 0, Compression: compression, Docker: l.o.Docker}
 		if l.o.RewriteTimes {
 			pack.Epoch = l.epoch
+			if c, ok := of.Op.(*dag.Copy); ok {
+				pack.FromContext = c.From.Context != ""
+			}
 		}
 		id := l.graph.Add(&dag.Vertex{Op: pack, Inputs: []dag.ID{step}, Pos: of.Pos, Name: "layer of " + of.Name, Stage: of.Stage, Platform: of.Platform})
 		op.Packs = append(op.Packs, in.ref(id))
