@@ -12,7 +12,6 @@ import (
 
 	"img/cache/atomicfile"
 	"img/exec/inner"
-	"img/snapshot"
 	"img/userns"
 )
 
@@ -231,9 +230,4 @@ func (p *process) close() error {
 		p.proc.Wait()
 	})
 	return err
-}
-
-// view opens what a vertex made, as a source. It must be closed.
-func (x *Executor) view(n snapshot.Name) (*snapshot.View, error) {
-	return x.o.Snapshots.View(n)
 }

@@ -133,9 +133,8 @@ func (w *world) build(files []*os.File) error {
 
 // A detached is a mount that is attached nowhere yet.
 type detached struct {
-	fd   int
-	at   string
-	file bool
+	fd int
+	at string
 }
 
 func (m detached) attach(root string) error {

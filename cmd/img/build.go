@@ -433,19 +433,8 @@ func (b *build) secret(id string) ([]byte, bool, error) {
 	if !ok {
 		return nil, false, nil
 	}
-	if s.Env != "" {
-		if v, ok := os.LookupEnv(s.Env); ok || s.Src == "" {
-			return []byte(v), ok, nil
-		}
-	}
-	data, err := os.ReadFile(s.Src)
-	if err != nil {
-		return nil, false, withCode(exitUsage, fmt.Errorf("secret %s: %w", id, err))
-	}
-	if len(data) > 500<<10 {
-		return nil, false, usagef("secret %s: %s is larger than 500 KiB", id, s.Src)
-	}
-	return data, true, nil
+	data, err := s.read(b.g.getenv)
+	return data, err == nil, err
 }
 
 // resolvConf is the host's; steps share its network.
