@@ -111,7 +111,7 @@ func (d *disk) mark(ctx context.Context) error {
 	}
 	for _, t := range tags {
 		why := "image " + t.Ref
-		if from := t.Descriptor.Annotations[pulledFrom]; from != "" {
+		if from := t.Descriptor.Annotations[layout.PulledFrom]; from != "" {
 			why = "pulled from " + from
 		}
 		hashes, err := d.blobs.Reachable(ctx, t.Descriptor)

@@ -96,7 +96,6 @@ func warnDockerfile(w io.Writer, f dockerfile.Warning) {
 
 // report says what went wrong, if anything did, and returns the exit code.
 func report(ctx context.Context, g *Globals, err error) int {
-	err = fromWire(err)
 	if err == nil {
 		return exitOK
 	}
@@ -147,7 +146,7 @@ func describe(err error) (dag.Pos, string) {
 	var bad *dockerfile.Error
 	switch {
 	case errors.As(err, &vertex):
-		text := fromWire(vertex.Err).Error()
+		text := vertex.Err.Error()
 		if exit := exitText(vertex); exit != "" {
 			text = exit
 		}
@@ -165,7 +164,7 @@ func describe(err error) (dag.Pos, string) {
 func exitText(e *engine.VertexError) string {
 	var exit *sandbox.ExitError
 	run, ok := e.Vertex.Op.(*dag.Run)
-	if !ok || !errors.As(fromWire(e.Err), &exit) {
+	if !ok || !errors.As(e.Err, &exit) {
 		return ""
 	}
 	how := fmt.Sprintf("exit code: %d", exit.Code)

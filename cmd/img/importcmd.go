@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bufio"
 	"bytes"
+	"cmp"
 	"compress/bzip2"
 	"context"
 	"crypto/sha256"
@@ -23,6 +24,7 @@ import (
 	"github.com/ulikunitz/xz"
 
 	"img/dag"
+	img "img/exec"
 	"img/registry/image"
 	"img/registry/layout"
 )
@@ -66,7 +68,7 @@ func (c *ImportCmd) Run(ctx context.Context, g *Globals) error {
 		return err
 	}
 	defer unlock()
-	layer, err := packTar(ctx, s, in, kind)
+	layer, err := packTar(ctx, s, in, cmp.Or(kind, dag.Gzip))
 	if err != nil {
 		return sourceError(fmt.Errorf("import %s: %w", c.Source, err))
 	}
@@ -217,11 +219,12 @@ func setEnv(env []string, k, v string) []string {
 	return append(env, k+"="+v)
 }
 
-// The compressor's parameters are fixed, so that equal files give equal bytes on every machine.
-const (
-	gzipBlock = 1 << 20
-	gzipLevel = 5
-)
+// layerTypes are the media types of layers by compression (image-spec, layer.md).
+var layerTypes = map[string]types.MediaType{
+	dag.Gzip:         types.OCILayer,
+	dag.Zstd:         types.OCILayerZStd,
+	dag.Uncompressed: types.OCIUncompressedLayer,
+}
 
 // packTar makes a layer of a tar, compressed in any way or not, as a stream: the tar's own bytes are kept, so that the
 // DiffID is the digest that others would compute. It fails if the input is not a tar, or is cut.
@@ -235,19 +238,22 @@ func packTar(ctx context.Context, s *layout.Store, r io.Reader, kind string) (im
 		return image.Layer{}, err
 	}
 	defer w.Discard()
-	blob := &digester{w: w.File, hash: sha256.New()}
-	body, mediaType, err := compressor(blob, kind)
+	blob, diff := sha256.New(), sha256.New()
+	body, err := img.Compressor(io.MultiWriter(w.File, blob), kind)
 	if err != nil {
 		return image.Layer{}, err
 	}
-	diff := sha256.New()
 	if err := checkTar(io.TeeReader(plain, io.MultiWriter(diff, body))); err != nil {
 		return image.Layer{}, err
 	}
 	if err := body.Close(); err != nil {
 		return image.Layer{}, fmt.Errorf("compress: %w", err)
 	}
-	d := v1.Descriptor{MediaType: mediaType, Size: blob.size, Digest: hashOf(blob.hash)}
+	size, err := w.File.Seek(0, io.SeekCurrent)
+	if err != nil {
+		return image.Layer{}, err
+	}
+	d := v1.Descriptor{MediaType: layerTypes[kind], Size: size, Digest: hashOf(blob)}
 	if err := w.Commit(d); err != nil {
 		return image.Layer{}, err
 	}
@@ -318,39 +324,6 @@ func decompressTar(r io.Reader) (io.Reader, error) {
 		return bzip2.NewReader(br), nil
 	}
 	return br, nil
-}
-
-func compressor(w io.Writer, kind string) (io.WriteCloser, types.MediaType, error) {
-	switch kind {
-	case dag.Uncompressed:
-		return nopCloser{w}, types.OCIUncompressedLayer, nil
-	case dag.Zstd:
-		z, err := zstd.NewWriter(w, zstd.WithEncoderLevel(zstd.SpeedDefault), zstd.WithEncoderConcurrency(1))
-		return z, types.OCILayerZStd, err
-	}
-	z, err := pgzip.NewWriterLevel(w, gzipLevel)
-	if err != nil {
-		return nil, "", err
-	}
-	return z, types.OCILayer, z.SetConcurrency(gzipBlock, 4)
-}
-
-type nopCloser struct{ io.Writer }
-
-func (nopCloser) Close() error { return nil }
-
-// A digester counts and hashes what it passes on.
-type digester struct {
-	w    io.Writer
-	hash hash.Hash
-	size int64
-}
-
-func (d *digester) Write(p []byte) (int, error) {
-	n, err := d.w.Write(p)
-	d.hash.Write(p[:n])
-	d.size += int64(n)
-	return n, err
 }
 
 func hashOf(h hash.Hash) v1.Hash {

@@ -25,7 +25,6 @@ import (
 	"img/dag"
 	"img/dag/dockerfile"
 	"img/engine"
-	"img/exec/inner"
 	"img/exec/sandbox"
 	"img/registry/image"
 	"img/registry/layout"
@@ -390,8 +389,6 @@ func TestReport(t *testing.T) {
 	text := "FROM busybox\nRUN one\nRUN false \\\n\t&& x\nRUN four\nRUN five\n"
 	exit := &sandbox.ExitError{Code: 7}
 	step := &dag.Vertex{Name: "RUN false", Op: &dag.Run{Args: []string{"/bin/sh", "-c", "false"}}, Pos: dag.Pos{File: "Dockerfile", Line: 3, End: 4}}
-	raw, _ := json.Marshal(exit)
-	errno, _ := json.Marshal(syscall.ENOSPC)
 	stopped, stop := context.WithCancelCause(context.Background())
 	stop(interrupted{syscall.SIGTERM})
 	for _, c := range []struct {
@@ -408,15 +405,10 @@ func TestReport(t *testing.T) {
 			"img: error: Dockerfile:3: process \"/bin/sh -c false\" did not complete successfully: exit code: 7\n",
 			"Dockerfile:3\n--------------------\n   1 |     FROM busybox\n   2 |     RUN one\n   3 | >>> RUN false \\\n   4 | >>> \t&& x\n   5 |     RUN four\n   6 |     RUN five\n--------------------\n",
 		}, nil},
-		{"run over the wire", &engine.VertexError{Vertex: step, Err: fmt.Errorf("step: %w", &inner.Error{Msg: "x", Kind: "exit", Data: raw})}, 1,
-			[]string{"did not complete successfully: exit code: 7"}, nil},
 		{"dockerfile", &dockerfile.Error{Pos: dag.Pos{File: "Dockerfile", Line: 4, Col: 5}, Err: errors.New("unknown x"), Hint: "did you mean y?"}, 2, []string{
 			"img: error: Dockerfile:4:5: unknown x\n", "   4 | >>> \t&& x\n     |     \t   ^\n", "img: hint: did you mean y?\n"}, nil},
 		{"host", fmt.Errorf("start: %w", &userns.Error{Err: errors.New("not allowed"), Remedy: "sysctl x=1"}), 20, []string{"start: not allowed", "img: hint: sysctl x=1"}, nil},
 		{"disk full", &engine.VertexError{Vertex: step, Err: &os.PathError{Op: "write", Path: "x", Err: syscall.ENOSPC}}, 20, []string{"no space left", "inodes free; `img prune`"}, nil},
-		{"disk full inside", &inner.Error{Msg: "write x: no space left on device", Kind: "errno", Data: errno}, 20, []string{"`img prune`"}, nil},
-		{"host inside", fmt.Errorf("start: %w", &inner.Error{Msg: "not allowed", Kind: "userns", Data: []byte(`{"remedy":"sysctl y=1"}`)}), 20, []string{"start: not allowed", "img: hint: sysctl y=1"}, nil},
-		{"host inside, the short form", &inner.Error{Msg: "not allowed", Kind: "host", Data: []byte(`"sysctl z=1"`)}, 20, []string{"img: hint: sysctl z=1"}, nil},
 		{"source", sourceError(errors.New("no such host")), 10, []string{"no such host"}, nil},
 		{"push", pushError(errors.New("denied")), 11, []string{"denied"}, nil},
 		{"crash", &crash{"nil map"}, 100, []string{"internal error: nil map", "bug"}, nil},

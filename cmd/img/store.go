@@ -310,6 +310,6 @@ func (b *bases) remember(ctx context.Context, ref string) error {
 		return err
 	}
 	d := img.Descriptor
-	d.Annotations = map[string]string{pulledFrom: ref}
+	d.Annotations = map[string]string{layout.PulledFrom: ref}
 	return b.s.images.Tag(ctx, ref, d)
 }

@@ -19,9 +19,6 @@ import (
 	"img/registry/layout"
 )
 
-// pulledFrom is the annotation of names that came from a registry; `img du` tells them from built ones by it.
-const pulledFrom = "img.pulled-from"
-
 // newClient makes a client for registries. insecure lifts the demand for TLS from the hosts of refs, and no others.
 func newClient(g *Globals, insecure bool, refs ...string) (*registry.Client, error) {
 	o := registry.Options{Keychain: registry.NewKeychain("", g.getenv), UserAgent: "img/" + version}
@@ -115,7 +112,7 @@ func pullImage(ctx context.Context, s *layout.Store, client *registry.Client, re
 		return d, err
 	}
 	named := d
-	named.Annotations = map[string]string{pulledFrom: ref}
+	named.Annotations = map[string]string{layout.PulledFrom: ref}
 	return d, s.Tag(ctx, ref, named)
 }
 

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -533,5 +534,37 @@ func skopeo(t *testing.T, args ...string) {
 	t.Helper()
 	if out, err := exec.CommandContext(t.Context(), "skopeo", append([]string{"--insecure-policy"}, args...)...).CombinedOutput(); err != nil {
 		t.Fatalf("skopeo %v: %v\n%s", args, err, out)
+	}
+}
+
+// What the store notes about a name stays with it, and in the store: archives neither carry such notes nor bring them.
+func TestNotes(t *testing.T) {
+	ctx := context.Background()
+	s := newStore(t)
+	d := putImage(t, s, "file").Descriptor
+	d.Annotations = map[string]string{PulledFrom: "r.example/a:1", "org.example": "kept"}
+	if err := s.Tag(ctx, "docker.io/library/a:1", d); err != nil {
+		t.Fatal(err)
+	}
+	got, err := s.Resolve(ctx, "docker.io/library/a:1")
+	if err != nil || !maps.Equal(got.Annotations, d.Annotations) {
+		t.Fatalf("named with %v, %v", got.Annotations, err)
+	}
+	var tar bytes.Buffer
+	if err := WriteOCIArchive(ctx, &tar, s, []Named{{Descriptor: got, Refs: []string{"docker.io/library/a:1"}}}); err != nil {
+		t.Fatal(err)
+	}
+	if bytes.Contains(tar.Bytes(), []byte(`"`+private)) || !bytes.Contains(tar.Bytes(), []byte("org.example")) {
+		t.Error("the archive has the store's notes, or lacks the image's own")
+	}
+	// The same image under the same name again: nothing new to note, nothing is written.
+	before, _ := os.Stat(s.path("index.json"))
+	bare := d
+	bare.Annotations = nil
+	if err := s.Tag(ctx, "docker.io/library/a:1", bare); err != nil {
+		t.Fatal(err)
+	}
+	if after, _ := os.Stat(s.path("index.json")); !os.SameFile(before, after) {
+		t.Error("index.json was written again")
 	}
 }

@@ -236,7 +236,7 @@ func (a *contents) fromIndex(ctx context.Context, raw []byte) ([]Named, error) {
 				return nil, err
 			}
 			i, at[e.Digest] = len(out), len(out)
-			out = append(out, Named{Descriptor: plain(e)})
+			out = append(out, Named{Descriptor: public(e)})
 		}
 		out[i].Refs = append(out[i].Refs, refsOf(e)...)
 	}

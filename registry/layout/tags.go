@@ -20,12 +20,17 @@ import (
 	"img/registry/image"
 )
 
-// Annotations of index.json's entries.
+// Annotations of index.json's entries. Those of the descriptors themselves stay beside them. What begins with private is the
+// store's own note about a name: other tools pass over it, and archives neither carry nor bring it.
 const (
 	refName       = "org.opencontainers.image.ref.name" // image-spec, annotations.md; ours hold full references
 	containerName = "io.containerd.image.name"          // full reference, by containerd, BuildKit and Docker
-	updated       = "img.updated"                       // RFC 3339
+	private       = "img."
+	updated       = private + "updated" // RFC 3339
 )
+
+// PulledFrom is the annotation of a name whose image came from a registry: the full reference it was fetched by.
+const PulledFrom = private + "pulled-from"
 
 // A Tagged is a name in the store.
 type Tagged struct {
@@ -75,7 +80,7 @@ func (s *Store) change(edit func(*v1.IndexManifest) (bool, error)) error {
 }
 
 // Tag makes ref (a full reference) name d, replacing what it named. Before the name is written, everything that d names is made
-// durable (fsync of blobs and directory). Where ref names d already nothing is written.
+// durable (fsync of blobs and directory). d's annotations are kept with the name. Where ref names d already nothing is written.
 func (s *Store) Tag(ctx context.Context, ref string, d v1.Descriptor) error {
 	if err := s.tag(ctx, ref, d); err != nil {
 		return fmt.Errorf("tag %s: %w", ref, err)
@@ -100,7 +105,9 @@ func (s *Store) tag(ctx context.Context, ref string, d v1.Descriptor) error {
 		return err
 	}
 	entry := v1.Descriptor{MediaType: d.MediaType, Size: d.Size, Digest: d.Digest, Platform: d.Platform, ArtifactType: d.ArtifactType}
-	entry.Annotations = map[string]string{refName: ref, updated: time.Now().UTC().Format(time.RFC3339)}
+	entry.Annotations = map[string]string{}
+	maps.Copy(entry.Annotations, d.Annotations)
+	entry.Annotations[refName], entry.Annotations[updated] = ref, time.Now().UTC().Format(time.RFC3339)
 	return s.change(func(idx *v1.IndexManifest) (bool, error) {
 		idx.Manifests = slices.DeleteFunc(idx.Manifests, func(e v1.Descriptor) bool { return goesBy(e, ref) })
 		idx.Manifests = append(idx.Manifests, entry)
@@ -108,7 +115,7 @@ func (s *Store) tag(ctx context.Context, ref string, d v1.Descriptor) error {
 	})
 }
 
-// named reports whether ref names d, and nothing else, already.
+// named reports whether ref names d, and nothing else, already, with d's annotations.
 func named(idx *v1.IndexManifest, ref string, d v1.Descriptor) bool {
 	n := 0
 	for _, e := range idx.Manifests {
@@ -117,6 +124,11 @@ func named(idx *v1.IndexManifest, ref string, d v1.Descriptor) bool {
 		}
 		if n++; e.Digest != d.Digest || e.Annotations[refName] != ref {
 			return false
+		}
+		for k, v := range d.Annotations {
+			if e.Annotations[k] != v {
+				return false
+			}
 		}
 	}
 	return n == 1
@@ -194,7 +206,7 @@ func (s *Store) List(ctx context.Context) ([]Tagged, error) {
 	return out, nil
 }
 
-// plain is an entry of index.json as the descriptor it was before it got a name.
+// plain is an entry of index.json as the descriptor it was before it got a name; what the store noted about it stays.
 func plain(e v1.Descriptor) v1.Descriptor {
 	e.Annotations = maps.Clone(e.Annotations)
 	for _, key := range []string{refName, containerName, updated} {
@@ -204,6 +216,16 @@ func plain(e v1.Descriptor) v1.Descriptor {
 		e.Annotations = nil
 	}
 	e.Data, e.URLs = nil, nil
+	return e
+}
+
+// public is a descriptor as it goes into archives and comes out of them: without this store's notes.
+func public(e v1.Descriptor) v1.Descriptor {
+	e = plain(e)
+	maps.DeleteFunc(e.Annotations, func(key, _ string) bool { return strings.HasPrefix(key, private) })
+	if len(e.Annotations) == 0 {
+		e.Annotations = nil
+	}
 	return e
 }
 

@@ -114,7 +114,7 @@ func (s *Store) contents(ctx context.Context, images []Named) ([]v1.Descriptor, 
 func archiveIndex(images []Named) ([]byte, error) {
 	var entries []v1.Descriptor
 	for _, n := range images {
-		d := plain(n.Descriptor)
+		d := public(n.Descriptor)
 		if len(n.Refs) == 0 {
 			entries = append(entries, d)
 		}
