@@ -57,6 +57,8 @@ type Executor struct {
 	mu       sync.Mutex
 	unpacked map[snapshot.Name]*unpacking
 	bases    map[snapshot.Name]*dag.Image
+	// temps delete directories that go with the executor.
+	temps []func() error
 	// plans are what Key found out and Exec needs again, by op.
 	plans sync.Map
 }
@@ -75,7 +77,11 @@ func (x *Executor) Close() error {
 	if x.proc == nil {
 		return nil
 	}
-	return x.proc.close()
+	err := x.proc.close()
+	for _, remove := range x.temps {
+		err = errors.Join(err, remove())
+	}
+	return err
 }
 
 // Started reports whether the inner process was needed.

@@ -12,6 +12,7 @@ import (
 
 	"img/cache/atomicfile"
 	"img/exec/inner"
+	"img/snapshot"
 	"img/userns"
 )
 
@@ -108,28 +109,28 @@ func (x *Executor) setUp(ctx context.Context, p *process) error {
 			f.Close()
 		}
 	}()
-	add := func(d sharedDir, owner *userns.Mapping) error {
-		f, err := x.share(p, &d, owner)
+	for at, dir := range map[string]string{"state/snapshot": "snapshot", "state/mounts": "exec/mounts"} {
+		d := sharedDir{At: at, Path: filepath.Join(x.o.State, dir)}
+		if err := makeMapDir(d.Path, m); err != nil {
+			return err
+		}
+		f, err := x.share(&d)
 		if err != nil {
 			return err
 		}
 		s.Dirs, files = append(s.Dirs, d), append(files, f)
-		return nil
-	}
-	if err := add(sharedDir{At: "state/snapshot", Path: filepath.Join(x.o.State, "snapshot")}, &m); err != nil {
-		return err
-	}
-	if err := add(sharedDir{At: "state/mounts", Path: filepath.Join(x.o.State, "exec", "mounts")}, &m); err != nil {
-		return err
 	}
 	for name, c := range x.o.Contexts {
-		if err := add(sharedDir{At: contextDir(name), Path: c.Path, ReadOnly: true}, nil); err != nil {
+		d := sharedDir{At: contextDir(name), Path: c.Path, ReadOnly: true}
+		f, err := x.shareContext(c, &d, m)
+		if err != nil {
 			return fmt.Errorf("build context %s: %w", name, err)
 		}
+		s.Dirs, files = append(s.Dirs, d), append(files, f)
 	}
 	var reply setupReply
 	if _, err := p.conn.Call(ctx, "setup", s, &reply, files...); err != nil {
-		return fmt.Errorf("set up the build's namespaces: %w", err)
+		return fmt.Errorf("set up the build's namespaces: %w", fromWire(err))
 	}
 	for _, n := range reply.Notes {
 		x.o.Note(n)
@@ -148,58 +149,97 @@ func weaker(m userns.Mapping) string {
 // contextDir is where the inner process shows a context. Names are encoded, since people choose them.
 func contextDir(name string) string { return "ctx/" + hexName(name) }
 
-// share opens one directory for the inner process. A directory of the state (owner set) has a part of its own for each mapping, which
-// belongs to the mapping's root.
+// share opens a directory for the inner process.
 //
-// The caller's own root cannot let the mapped ids in by path: the state lies below directories that are closed to them. It hands over
-// a detached mount instead, idmapped for contexts, so that container ids can read what the caller can (Linux 5.12, and the file
-// system must support it; if not, contexts are shown as they are and files that others may not read fail by name).
-func (x *Executor) share(p *process, d *sharedDir, owner *userns.Mapping) (*os.File, error) {
-	if owner != nil {
-		if err := makeMapDir(d.Path, *owner); err != nil {
-			return nil, err
+// The caller's own root cannot let the mapped ids in by path: the directory may lie below others that are closed to them. It hands over
+// a detached mount instead.
+func (x *Executor) share(d *sharedDir) (*os.File, error) {
+	if os.Geteuid() == 0 {
+		if f, err := cloneMount(d.Path); f != nil || err != nil {
+			d.Mount = true
+			return f, err
 		}
 	}
-	if os.Geteuid() != 0 {
-		return os.OpenFile(d.Path, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	}
-	d.Mount = true
-	fd, err := unix.OpenTree(unix.AT_FDCWD, d.Path, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_RECURSIVE)
-	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EPERM) {
-		// Root in a container may not clone mounts; then the path is all there is.
-		d.Mount = false
-		return os.OpenFile(d.Path, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	}
-	if err != nil {
-		return nil, &os.PathError{Op: "open_tree", Path: d.Path, Err: err}
-	}
-	f := os.NewFile(uintptr(fd), d.Path)
-	if owner == nil {
-		if err := x.idmap(p, f, d.Path); err != nil {
-			f.Close()
-			return nil, err
-		}
-	}
-	return f, nil
+	return os.OpenFile(d.Path, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 }
 
-// idmap shifts a detached mount's ids into the build's range.
-func (x *Executor) idmap(p *process, f *os.File, path string) error {
-	ns, err := p.proc.UsernsFile()
+// shareContext opens a context. Root's is idmapped, so that container ids can read what the caller can (Linux 5.12); where the file system
+// cannot do that, it is copied.
+func (x *Executor) shareContext(c *Context, d *sharedDir, m userns.Mapping) (*os.File, error) {
+	f, err := x.share(d)
+	if err != nil || !d.Mount {
+		return f, err
+	}
+	ok, err := idmap(f, m)
+	if err == nil && ok {
+		return f, nil
+	}
+	f.Close()
 	if err != nil {
-		return err
+		return nil, err
+	}
+	x.o.Note(c.Path + ": its file system has no id-mapped mounts; the context is copied for the build, which takes time and room")
+	if d.Path, err = x.copyContext(c, m); err != nil {
+		return nil, err
+	}
+	return x.share(d)
+}
+
+// idmap shows a context's files to the build's ids: those of the directory's owner as container root's (BuildKit shows all files so), the
+// others as what they are in the container's numbers. false means that the file system has no idmapped mounts.
+func idmap(f *os.File, m userns.Mapping) (bool, error) {
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		return false, err
+	}
+	ns, err := userns.IDMap(userns.OwnerFirst(st.Uid, m.UIDs[0]), userns.OwnerFirst(st.Gid, m.GIDs[0]))
+	if err != nil {
+		return false, err
 	}
 	defer ns.Close()
-	attr := unix.MountAttr{
-		Attr_set:  unix.MOUNT_ATTR_IDMAP | unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NODEV | unix.MOUNT_ATTR_NOSUID,
-		Userns_fd: uint64(ns.Fd()),
+	attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_IDMAP | readOnly, Userns_fd: uint64(ns.Fd())}
+	return unix.MountSetattr(int(f.Fd()), "", unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, &attr) == nil, nil
+}
+
+// readOnly is what contexts are mounted with.
+const readOnly = unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NODEV | unix.MOUNT_ATTR_NOSUID
+
+// cloneMount opens a directory as a detached mount of its own; nil where that is forbidden (root in a container may lack the right).
+func cloneMount(path string) (*os.File, error) {
+	fd, err := unix.OpenTree(unix.AT_FDCWD, path, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_RECURSIVE)
+	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EPERM) {
+		return nil, nil
 	}
-	err = unix.MountSetattr(int(f.Fd()), "", unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, &attr)
-	if err == nil {
-		return nil
+	if err != nil {
+		return nil, &os.PathError{Op: "open_tree", Path: path, Err: err}
 	}
-	x.o.Note(fmt.Sprintf("%s: its file system has no id-mapped mounts (%v): files that others may not read cannot be used as root", path, err))
-	return nil
+	return os.NewFile(uintptr(fd), path), nil
+}
+
+// copyContext copies a context (less what is ignored) for the build's ids. Both processes compute the same digests from it.
+func (x *Executor) copyContext(c *Context, m userns.Mapping) (string, error) {
+	dir, remove, err := TempDir(x.o.State, "context-")
+	if err != nil {
+		return "", err
+	}
+	x.temps = append(x.temps, remove)
+	t, err := newTarget(dir, ^uint32(0))
+	if err != nil {
+		return "", err
+	}
+	defer t.close()
+	t.chown, t.uid, t.gid = true, m.HostUID(), m.HostGID()
+	err = c.walk(".", func(e snapshot.Entry, con content) error {
+		if e.Path == "." {
+			return nil
+		}
+		_, err := t.put(e.Path, e, con)
+		return err
+	})
+	if err := errors.Join(err, t.setTimes()); err != nil {
+		return "", err
+	}
+	return dir, errors.Join(os.Chown(dir, int(t.uid), int(t.gid)), os.Chmod(dir, 0o755))
 }
 
 // makeMapDir makes the part of a state directory that belongs to a mapping. The directories above it belong to the state's owner.

@@ -27,6 +27,8 @@ func Init() {
 		stage(os.Args[2], os.Args[3:])
 	case probeWord:
 		probe(os.Args[2:])
+	case holdWord:
+		hold()
 	}
 }
 

@@ -40,8 +40,9 @@ type build struct {
 	plan     *dockerfile.Plan
 	bases    *bases
 	contexts map[string]*img.Context
-	// temp is removed at the end: a context that came on standard input.
-	temp string
+	// temp holds a context that came on standard input.
+	temp   string
+	remove func() error
 }
 
 // Run builds: read, lower, solve, write the results.
@@ -76,8 +77,8 @@ func (b *build) close() {
 	for _, c := range b.contexts {
 		c.Close()
 	}
-	if b.temp != "" {
-		os.RemoveAll(b.temp)
+	if b.remove != nil {
+		b.remove()
 	}
 }
 
@@ -121,12 +122,8 @@ func (b *build) contextDir(ctx context.Context) (string, error) {
 		}
 		return filepath.Abs(b.r.Context)
 	}
-	tmp := filepath.Join(b.s.dir, "tmp")
-	if err := os.MkdirAll(tmp, 0o755); err != nil {
-		return "", err
-	}
 	var err error
-	if b.temp, err = os.MkdirTemp(tmp, "context-"); err != nil {
+	if b.temp, b.remove, err = img.TempDir(b.s.dir, "context-"); err != nil {
 		return "", err
 	}
 	text, err := img.ReadContext(ctx, b.g.stdin, b.temp)
