@@ -46,11 +46,12 @@ demo: bin/img
 	@examples/hello/demo
 
 test: deps-test bin/img
-	@contrib/test
+	$(GO) vet -tags '$(TAGS)' ./... ./testdata/toolbox ./testdata/matrix
+	@$(GO) run ./testdata/matrix
 
 lint: deps
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { gofmt -d $$(git ls-files '*.go'); exit 1; }
-	$(GO) vet -tags '$(TAGS)' ./...
+	$(GO) vet -tags '$(TAGS)' ./... ./testdata/toolbox ./testdata/matrix
 	$(GO) run $(STATICCHECK) -tags '$(TAGS)' ./...
 
 bench: deps

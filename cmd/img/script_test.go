@@ -192,11 +192,14 @@ func (w *world) condition(cond string) (bool, error) {
 
 // setup gives a script a home and a state of its own, and looks afterwards whether anything was left behind.
 func (w *world) setup(env *testscript.Env) error {
-	state := filepath.Join(env.WorkDir, "state")
+	// Beside the script's files, since these are often a build context.
+	side := env.WorkDir + ".side"
+	state := filepath.Join(side, "state")
 	for _, v := range [][2]string{
-		{"HOME", filepath.Join(env.WorkDir, "home")},
-		{"TMPDIR", filepath.Join(env.WorkDir, "tmp")},
+		{"HOME", filepath.Join(side, "home")},
+		{"TMPDIR", filepath.Join(side, "tmp")},
 		{"PATH", w.bin + ":" + os.Getenv("PATH") + ":/usr/sbin:/sbin"},
+		{"SIDE", side},
 		{"IMG_STATE", state},
 		{"IMG_BACKEND", w.backend},
 		{"BUSYBOX", w.busybox},
@@ -207,51 +210,48 @@ func (w *world) setup(env *testscript.Env) error {
 		env.Setenv(v[0], v[1])
 	}
 	for _, dir := range []string{"home", "tmp"} {
-		if err := os.MkdirAll(filepath.Join(env.WorkDir, dir), 0o755); err != nil {
+		if err := os.MkdirAll(filepath.Join(side, dir), 0o755); err != nil {
 			return err
 		}
 	}
-	env.Defer(func() { w.tidy(env, state) })
+	env.Defer(func() { w.tidy(env, side) })
 	return nil
 }
 
 // tidy deletes what belongs to other ids, from inside, and complains about processes and mounts that outlived their commands.
-func (w *world) tidy(env *testscript.Env, state string) {
+func (w *world) tidy(env *testscript.Env, side string) {
 	var left []string
 	for range 20 { // what was killed may take 2 s to be gone
-		if left = leftovers(env.WorkDir, state); len(left) == 0 {
+		if left = leftovers(env.WorkDir, side); len(left) == 0 {
 			break
 		}
 		waitABit()
 	}
-	w.removeState(env, state)
+	w.remove(env, side)
 	if len(left) > 0 {
 		env.T().Log("left behind:\n" + strings.Join(left, "\n"))
 		env.T().FailNow()
 	}
 }
 
-func (w *world) removeState(env *testscript.Env, state string) {
-	if _, err := os.Lstat(state); errors.Is(err, os.ErrNotExist) {
-		return
-	}
-	cmd := exec.Command(filepath.Join(w.bin, "img"), "unshare", "--", "rm", "-rf", state)
+func (w *world) remove(env *testscript.Env, side string) {
+	cmd := exec.Command(filepath.Join(w.bin, "img"), "unshare", "--", "rm", "-rf", side)
 	if slices.Contains(w.facts, "root") {
-		cmd = exec.Command("rm", "-rf", state)
+		cmd = exec.Command("rm", "-rf", side)
 	}
 	cmd.Env = os.Environ()
 	if text, err := cmd.CombinedOutput(); err != nil {
-		env.T().Log(fmt.Sprintf("remove %s: %v\n%s", state, err, text))
+		env.T().Log(fmt.Sprintf("remove %s: %v\n%s", side, err, text))
 	}
 }
 
-// leftovers are the processes that know this state, and the mounts below the script's directory.
-func leftovers(work, state string) []string {
+// leftovers are the processes that know a script's state, and the mounts below its directories.
+func leftovers(work, side string) []string {
 	var out []string
 	environs, _ := filepath.Glob("/proc/[0-9]*/environ")
 	for _, f := range environs {
 		text, err := os.ReadFile(f)
-		if err == nil && bytes.Contains(text, []byte("IMG_STATE="+state+"\x00")) {
+		if err == nil && bytes.Contains(text, []byte("IMG_STATE="+side+"/")) {
 			name, _ := os.ReadFile(filepath.Join(filepath.Dir(f), "cmdline"))
 			out = append(out, "process "+filepath.Base(filepath.Dir(f))+": "+string(bytes.ReplaceAll(name, []byte{0}, []byte(" "))))
 		}
@@ -261,7 +261,7 @@ func leftovers(work, state string) []string {
 		return append(out, err.Error())
 	}
 	for line := range strings.Lines(string(mounts)) {
-		if strings.Contains(line, " "+work+"/") {
+		if strings.Contains(line, " "+work+"/") || strings.Contains(line, " "+side+"/") {
 			out = append(out, "mount "+strings.TrimSpace(line))
 		}
 	}
