@@ -147,6 +147,24 @@ func (h *host) challenged(resp *http.Response, scope string, used token) bool {
 	return true
 }
 
+// Login asks a registry (as references name it: "docker.io", "localhost:5000") whether it takes the credentials that the
+// client's keychain has for it. A registry that demands none takes all.
+func (c *Client) Login(ctx context.Context, name string) error {
+	h := c.host(name)
+	base, err := h.base(ctx)
+	if err != nil {
+		return err
+	}
+	resp, err := h.send(ctx, request{method: http.MethodGet, url: base + "/v2/", header: http.Header{}, ok: []int{http.StatusOK}})
+	if err != nil {
+		return err
+	}
+	drain(resp)
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.tokens[""].auth // a token that was got without them proves nothing
+}
+
 // login answers the challenge. Called with h.mu held.
 func (h *host) login(ctx context.Context, repo, scope string) (token, error) {
 	cred, keyErr := h.client.o.Keychain.find(ctx, h.name, repo)
@@ -174,6 +192,9 @@ func (h *host) login(ctx context.Context, repo, scope string) (token, error) {
 		cred = credential{}
 	}
 	t, err := h.fetchToken(ctx, realm, scope, cred)
+	if err != nil && keyErr == nil {
+		keyErr = errRefused
+	}
 	if err != nil {
 		return token{}, fmt.Errorf("get a token for %s: %w", h.name, explain(err, keyErr))
 	}
@@ -234,7 +255,7 @@ func (h *host) fetchToken(ctx context.Context, realm *url.URL, scope string, cre
 		return token{}, transportError(req.Method, req.URL, err)
 	}
 	if resp.StatusCode != http.StatusOK {
-		return token{}, answerError(resp)
+		return token{}, h.answerError(resp)
 	}
 	defer resp.Body.Close()
 	return readToken(resp.Body, asked)

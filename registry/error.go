@@ -14,6 +14,8 @@ import (
 
 // An Error is an answer of a registry or a token server that is no success.
 type Error struct {
+	// Registry that was asked, as references name it; URL may be of its token server.
+	Registry string
 	// Method and URL of the request, without user, password and the values of the query.
 	Method, URL string
 	Status      int
@@ -59,10 +61,13 @@ func (e *Error) Unauthorized() bool {
 // errNoCredentials is the Auth of errors of anonymous requests.
 var errNoCredentials = errors.New("no credentials are stored for it")
 
+// errRefused is the Auth of errors of requests with credentials.
+var errRefused = errors.New("the credentials for it were refused")
+
 // answerError reads and closes an answer.
-func answerError(resp *http.Response) *Error {
+func (h *host) answerError(resp *http.Response) *Error {
 	defer resp.Body.Close()
-	e := &Error{Method: resp.Request.Method, URL: redact(resp.Request.URL), Status: resp.StatusCode}
+	e := &Error{Registry: h.name, Method: resp.Request.Method, URL: redact(resp.Request.URL), Status: resp.StatusCode}
 	raw, err := io.ReadAll(io.LimitReader(resp.Body, maxBody))
 	if err != nil {
 		return e

@@ -70,6 +70,15 @@ func NewKeychain(authfile string, getenv func(string) string) *Keychain {
 	return k
 }
 
+// OneCredential is a keychain with the password of one user at one registry.
+func OneCredential(host, user, password string) (*Keychain, error) {
+	text, err := json.Marshal(authFile{Auths: map[string]authEntry{host: {Username: user, Password: password}}})
+	if err != nil {
+		return nil, err
+	}
+	return &Keychain{sources: []source{{path: "the command line", inline: string(text)}}}, nil
+}
+
 // A credential is what a host asks for; the zero value is nothing.
 type credential struct {
 	user, password string

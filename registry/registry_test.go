@@ -410,6 +410,46 @@ func TestIdentityToken(t *testing.T) {
 	wantError(t, push(c, reg.Host()+"/app:1", img), "")
 }
 
+// Login believes only an answer that the password was needed for, and gives it to nobody else.
+func TestLogin(t *testing.T) {
+	for _, c := range []struct {
+		name, password, realm string
+		want                  string
+	}{
+		{"basic", secret, "", ""},
+		{"basic, wrong", "guess", "", "401 Unauthorized: UNAUTHORIZED: authentication required (the credentials for it were refused)"},
+		{"token", secret, "self", ""},
+		{"token, wrong", "guess", "self", "(the credentials for it were refused)"},
+		{"token of another host", secret, "http://127.0.0.1:1/token", "refused"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			reg := registrytest.New(t)
+			reg.User, reg.Password, reg.Realm = user, secret, c.realm
+			keys, err := OneCredential(reg.Host(), user, c.password)
+			if err != nil {
+				t.Fatal(err)
+			}
+			wantError(t, client(t, Options{Keychain: keys}).Login(t.Context(), reg.Host()), c.want)
+		})
+	}
+	t.Run("a token without the password", func(t *testing.T) {
+		reg, tokens := registrytest.New(t), registrytest.New(t)
+		tokens.User, tokens.Password = user, secret
+		reg.User, reg.Password, reg.Realm = user, secret, tokens.Server.URL+"/token"
+		keys, err := OneCredential(reg.Host(), user, secret)
+		if err != nil {
+			t.Fatal(err)
+		}
+		err = client(t, Options{Keychain: keys}).Login(t.Context(), reg.Host())
+		wantError(t, err, "withheld from the token server")
+		for _, r := range tokens.Requests() {
+			if r.Authorization != "" {
+				t.Errorf("%s got the password", r.Host)
+			}
+		}
+	})
+}
+
 // Loopback may speak plain HTTP; a certificate that nobody knows is never waved through but by Insecure or CAFile.
 func TestTLS(t *testing.T) {
 	reg, img := registrytest.NewTLS(t), newContent(t)

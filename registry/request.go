@@ -54,9 +54,12 @@ func (h *host) send(ctx context.Context, r request) (*http.Response, error) {
 			challenged = true
 			continue
 		default:
-			e := answerError(resp)
+			e := h.answerError(resp)
 			if e.Unauthorized() {
 				e.Auth = tok.auth
+			}
+			if e.Status == http.StatusUnauthorized && tok.header != "" && tok.auth == nil {
+				e.Auth = errRefused
 			}
 			wait = retryAfter(resp.Header)
 			if r.once || !retriable(resp.StatusCode) || try >= maxRetries || wait > maxWait {

@@ -11,9 +11,11 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"strings"
 	"syscall"
 
@@ -24,6 +26,7 @@ import (
 	"img/dag/dockerfile"
 	"img/engine"
 	"img/exec/sandbox"
+	"img/registry"
 	"img/userns"
 )
 
@@ -232,10 +235,32 @@ func hint(err error, g *Globals) string {
 		return host.Remedy
 	case isDiskFull(err):
 		return diskHint(err, g)
+	case errors.As(err, &bad) && strings.HasPrefix(bad.Hint, "did you mean"):
+		return bad.Hint
+	case registryHint(err) != "":
+		return registryHint(err)
 	case errors.As(err, &bad):
 		return bad.Hint
 	case errors.As(err, &bug):
 		return "this is a bug in img; the stack above belongs into the report"
+	}
+	return ""
+}
+
+// registryHint is what to do where a registry cannot be reached or wants to know who asks.
+func registryHint(err error) string {
+	var answer *registry.Error
+	var cert *tls.CertificateVerificationError
+	var dns *net.DNSError
+	switch {
+	case errors.As(err, &answer) && answer.Unauthorized():
+		return fmt.Sprintf("`img login %s` stores credentials; many registries answer so where the name is wrong, too", answer.Registry)
+	case errors.As(err, &cert):
+		return "SSL_CERT_FILE=FILE names the authority that signed it; --insecure-registry takes any certificate"
+	case errors.As(err, &dns) && strings.HasSuffix(dns.Name, "docker.io"):
+		return "without a network, `img load` and `img import` bring images in"
+	case errors.As(err, &dns) && dns.IsNotFound:
+		return fmt.Sprintf("%s, the first part of the name, was taken for the registry's host", dns.Name)
 	}
 	return ""
 }

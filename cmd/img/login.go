@@ -10,19 +10,17 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"net"
 	"net/http"
-	"net/url"
 	"os"
 	osexec "os/exec"
 	"path/filepath"
 	"strings"
-	"time"
 
 	"golang.org/x/term"
 
 	"img/cache/atomicfile"
 	"img/cmd/img/progress"
+	"img/registry"
 )
 
 // dockerHub is the key under which Docker keeps the credentials of docker.io.
@@ -104,93 +102,26 @@ func (c *LoginCmd) ask(g *Globals) error {
 	return nil
 }
 
-// try asks the registry as a client would: GET /v2/ with the credentials or, if it wants a token, its token service
-// (distribution's "Docker Registry v2 authentication"). Credentials go to a realm on another host only for docker.io.
+// try asks the registry, by the rules for credentials that all other requests follow.
 func (c *LoginCmd) try(ctx context.Context, server string) error {
-	base, host := "https://"+server, server
-	switch {
-	case server == dockerHub:
-		base, host = "https://index.docker.io", "index.docker.io"
-	case c.InsecureRegistry, isLoopback(server):
-		base = "http://" + server
+	host := server
+	if server == dockerHub {
+		host = "docker.io"
 	}
-	resp, err := c.get(ctx, base+"/v2/")
+	keys, err := registry.OneCredential(host, c.Username, c.Password)
 	if err != nil {
 		return err
 	}
-	realm, service := bearer(resp.Header.Get("WWW-Authenticate"))
-	if resp.StatusCode != http.StatusUnauthorized || realm == "" {
-		return accepted(resp)
+	o := registry.Options{Keychain: keys, UserAgent: userAgent()}
+	if c.InsecureRegistry {
+		o.Insecure = []string{host}
 	}
-	u, err := url.Parse(realm)
-	if err != nil {
-		return fmt.Errorf("token service: %w", err)
+	err = registry.New(o).Login(ctx, host)
+	var answer *registry.Error
+	if errors.As(err, &answer) && answer.Unauthorized() {
+		return withCode(exitSource, fmt.Errorf("the registry does not take these credentials (%d %s)", answer.Status, http.StatusText(answer.Status)))
 	}
-	if u.Host != host && !(server == dockerHub && u.Host == "auth.docker.io") {
-		return fmt.Errorf("the registry asks to send the password to another host, %s", u.Host)
-	}
-	q := u.Query()
-	q.Set("service", service)
-	q.Set("account", c.Username)
-	u.RawQuery = q.Encode()
-	if resp, err = c.get(ctx, u.String()); err != nil {
-		return err
-	}
-	return accepted(resp)
-}
-
-func accepted(resp *http.Response) error {
-	switch resp.StatusCode {
-	case http.StatusOK:
-		return nil
-	case http.StatusUnauthorized, http.StatusForbidden:
-		return fmt.Errorf("the registry does not take these credentials (%s)", resp.Status)
-	}
-	return fmt.Errorf("the registry answers %s", resp.Status)
-}
-
-// get asks for a URL; redirects to elsewhere are not followed with a password.
-func (c *LoginCmd) get(ctx context.Context, address string) (*http.Response, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, address, nil)
-	if err != nil {
-		return nil, err
-	}
-	req.SetBasicAuth(c.Username, c.Password)
-	req.Header.Set("User-Agent", "img/"+version)
-	client := http.Client{Timeout: time.Minute, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
-	resp, err := client.Do(req)
-	if err != nil {
-		return nil, err
-	}
-	return resp, resp.Body.Close()
-}
-
-// bearer reads a challenge: Bearer realm="...",service="...".
-func bearer(challenge string) (realm, service string) {
-	scheme, rest, _ := strings.Cut(challenge, " ")
-	if !strings.EqualFold(scheme, "Bearer") {
-		return "", ""
-	}
-	for _, param := range strings.Split(rest, ",") {
-		k, v, _ := strings.Cut(strings.TrimSpace(param), "=")
-		switch strings.ToLower(k) {
-		case "realm":
-			realm = strings.Trim(v, `"`)
-		case "service":
-			service = strings.Trim(v, `"`)
-		}
-	}
-	return realm, service
-}
-
-// isLoopback reports whether a host is this machine, where plain HTTP is common.
-func isLoopback(hostport string) bool {
-	host, _, err := net.SplitHostPort(hostport)
-	if err != nil {
-		host = hostport
-	}
-	ip := net.ParseIP(strings.Trim(host, "[]"))
-	return host == "localhost" || ip != nil && ip.IsLoopback()
+	return err
 }
 
 // LogoutCmd is `img logout`.

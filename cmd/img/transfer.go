@@ -21,7 +21,7 @@ import (
 
 // newClient makes a client for registries. insecure lifts the demand for TLS from the hosts of refs, and no others.
 func newClient(g *Globals, insecure bool, refs ...string) (*registry.Client, error) {
-	o := registry.Options{Keychain: registry.NewKeychain("", g.getenv), UserAgent: "img/" + version}
+	o := registry.Options{Keychain: registry.NewKeychain("", g.getenv), UserAgent: userAgent()}
 	for _, r := range refs {
 		named, err := reference.ParseNormalizedNamed(r)
 		if err != nil {
@@ -33,6 +33,8 @@ func newClient(g *Globals, insecure bool, refs ...string) (*registry.Client, err
 	}
 	return registry.New(o), nil
 }
+
+func userAgent() string { return "img/" + version }
 
 // PullCmd is `img pull`.
 type PullCmd struct {
