@@ -15,7 +15,7 @@ FROM ${DEBIAN} AS debian
 
 FROM debian AS build
 RUN apt-get update && apt-get install -y --no-install-recommends \
-    ca-certificates gcc libc6-dev libseccomp-dev make pkg-config uidmap git \
+    ca-certificates gcc libc6-dev libseccomp-dev pkg-config \
     && rm -rf /var/lib/apt/lists/*
 WORKDIR /src
 ENV PATH=/usr/local/go/bin:/usr/bin:/bin:/usr/sbin:/sbin \

@@ -72,7 +72,7 @@ func newWorld(t *testing.T) *world {
 		t.Fatal(err)
 	}
 	w := &world{
-		bin: t.TempDir(), shared: os.Getenv("IMG_TEST_SHARED"), cache: os.Getenv("IMG_TEST_CACHE"), source: source,
+		bin: openDir(t), shared: os.Getenv("IMG_TEST_SHARED"), cache: os.Getenv("IMG_TEST_CACHE"), source: source,
 		backend: os.Getenv("IMG_TEST_BACKEND"),
 	}
 	if w.shared == "" {
@@ -95,6 +95,16 @@ func newWorld(t *testing.T) *world {
 	}
 	w.look(t)
 	return w
+}
+
+// openDir makes a temporary directory that other users can look into: some scripts change theirs.
+func openDir(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	if err := os.Chmod(filepath.Dir(dir), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return dir
 }
 
 // build makes the two programs: img unless it is given, and the toolbox.
@@ -215,7 +225,7 @@ func (w *world) setup(env *testscript.Env) error {
 		}
 	}
 	env.Defer(func() { w.tidy(env, side) })
-	return nil
+	return os.Chmod(filepath.Dir(env.WorkDir), 0o755)
 }
 
 // tidy deletes what belongs to other ids, from inside, and complains about processes and mounts that outlived their commands.
