@@ -41,6 +41,8 @@ const (
 	kindSnapshot = "snapshot"
 	kindMount    = "exec.cachemount"
 	kindRecord   = "record"
+	kindContext  = "source.local"
+	kindLeftover = "leftover"
 )
 
 // mountPrefix marks cache mounts among the names for removeInside.
@@ -155,16 +157,37 @@ func (d *disk) readRecords() error {
 	return d.keys.Each(func(r cache.Record) bool {
 		d.records = append(d.records, cache.Record{Key: r.Key, Output: r.Output, Step: r.Step, Made: r.Made})
 		for _, digest := range digests.FindAllString(string(r.Output), -1) {
-			d.steps[digest] = r.Step
+			// A layer's record names the snapshot it was packed from, too; the step that made that says more.
+			if d.steps[digest] == "" || digest == string(r.Output) {
+				d.steps[digest] = stepWords(r.Step)
+			}
 		}
 		return true
 	})
 }
 
-// usages lists what is there: blobs, snapshots, cache mounts, records.
+// stepWords is a record's step as people know it: engine.Step puts stage and platform before the name.
+func stepWords(step string) string {
+	words := strings.SplitN(step, " ", 3)
+	return words[len(words)-1]
+}
+
+// usages lists what is there, kind by kind, each sorted by id.
 func (d *disk) usages() ([]usage, error) {
 	var out []usage
-	err := d.blobs.Blobs(func(h v1.Hash, size int64, used time.Time) error {
+	for _, list := range []func() ([]usage, error){d.blobUsages, d.snapshotUsages, d.mounts, d.contexts, d.leftovers} {
+		some, err := list()
+		if err != nil {
+			return nil, err
+		}
+		slices.SortFunc(some, func(a, b usage) int { return cmp.Compare(a.ID, b.ID) })
+		out = append(out, some...)
+	}
+	return append(out, d.recordUsages(out)...), nil
+}
+
+func (d *disk) blobUsages() (out []usage, err error) {
+	err = d.blobs.Blobs(func(h v1.Hash, size int64, used time.Time) error {
 		why, kept := d.keptBlobs[h]
 		if !kept {
 			why = cmp.Or(d.steps[h.String()], "unnamed image content")
@@ -172,13 +195,15 @@ func (d *disk) usages() ([]usage, error) {
 		out = append(out, usage{ID: h.String(), Type: kindBlob, Description: why, Size: size, Reclaimable: !kept, InUse: kept, LastUsed: used})
 		return nil
 	})
-	if err != nil {
-		return nil, err
-	}
+	return out, err
+}
+
+func (d *disk) snapshotUsages() ([]usage, error) {
 	infos, err := d.snaps.List()
 	if err != nil {
 		return nil, err
 	}
+	var out []usage
 	for _, s := range infos {
 		why, kept := d.keptSnaps[s.Name]
 		foreign := s.Map != d.label
@@ -190,12 +215,52 @@ func (d *disk) usages() ([]usage, error) {
 		}
 		out = append(out, u)
 	}
-	mounts, err := d.mounts()
+	return out, nil
+}
+
+// contexts lists what is remembered about the files of build contexts: cache/files/<hash of the directory's name>.
+func (d *disk) contexts() ([]usage, error) {
+	return d.entries("cache/files", "", usage{Type: kindContext, Description: "digests of a context's files", Reclaimable: true})
+}
+
+// leftovers lists what killed processes left. Contexts from standard input are ours to remove; unfinished snapshots
+// belong to other ids, and the next build removes them.
+func (d *disk) leftovers() ([]usage, error) {
+	out, err := d.entries("tmp", "", usage{Type: kindLeftover, Description: "context of a build that was killed, or runs", Reclaimable: true, Mutable: true})
 	if err != nil {
 		return nil, err
 	}
-	out = append(out, mounts...)
-	return append(out, d.recordUsages(out)...), nil
+	maps, err := os.ReadDir(filepath.Join(d.dir, "snapshot"))
+	if err != nil && !os.IsNotExist(err) {
+		return nil, err
+	}
+	for _, m := range maps {
+		for prefix, what := range map[string]string{"stage-": "step that was killed, or runs", "trash-": "snapshot being deleted"} {
+			some, err := d.entries("snapshot/"+m.Name(), prefix, usage{Type: kindLeftover, Description: what, Mutable: true})
+			if err != nil {
+				return nil, err
+			}
+			out = append(out, some...)
+		}
+	}
+	return out, nil
+}
+
+// entries makes a usage like u of each entry of a directory whose name begins so; its path is the id.
+func (d *disk) entries(dir, prefix string, u usage) ([]usage, error) {
+	list, err := os.ReadDir(filepath.Join(d.dir, dir))
+	if err != nil && !os.IsNotExist(err) {
+		return nil, err
+	}
+	var out []usage
+	for _, e := range list {
+		if strings.HasPrefix(e.Name(), prefix) {
+			u.ID = dir + "/" + e.Name()
+			u.Size, u.LastUsed = treeSize(filepath.Join(d.dir, u.ID))
+			out = append(out, u)
+		}
+	}
+	return out, nil
 }
 
 // mounts lists cache mounts: exec/mounts/<map>/<hash of the id>. What other ids hide from us is not counted.
@@ -542,16 +607,24 @@ func (d *disk) remove(ctx context.Context, g *Globals, list []usage) error {
 		return err
 	}
 	for _, u := range list {
-		if u.Type != kindBlob {
-			continue
+		if err := d.removeOurs(u); err != nil {
+			return err
 		}
+	}
+	return nil
+}
+
+// removeOurs deletes what belongs to the caller.
+func (d *disk) removeOurs(u usage) error {
+	switch u.Type {
+	case kindBlob:
 		h, err := v1.NewHash(u.ID)
 		if err != nil {
 			return err
 		}
-		if err := d.blobs.Delete(h); err != nil {
-			return err
-		}
+		return d.blobs.Delete(h)
+	case kindContext, kindLeftover:
+		return os.RemoveAll(filepath.Join(d.dir, u.ID))
 	}
 	return nil
 }
