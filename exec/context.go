@@ -1,8 +1,6 @@
 package exec
 
 import (
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -11,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -30,13 +29,23 @@ type Context struct {
 	Patterns []string
 	Rules    string
 
-	dir    *os.File
+	dir   *os.File
+	index *contenthash.Index
+	// own is where img's own state lies inside the context, "" if it does not: it is never part of the context.
+	own string
+
+	// mu guards the matcher, which compiles patterns when it first needs them.
+	mu     sync.Mutex
 	ignore *patternmatcher.PatternMatcher
-	index  *contenthash.Index
 }
 
 // OpenContext opens a directory as a context. indexPath is where file digests are remembered; "" remembers none.
 func OpenContext(dir string, patterns []string, rules, indexPath string) (*Context, error) {
+	// The inner process opens the path again and follows no link.
+	dir, err := filepath.EvalSymlinks(dir)
+	if err != nil {
+		return nil, err
+	}
 	f, err := os.OpenFile(dir, os.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, err
@@ -68,6 +77,17 @@ func (c *Context) Close() error {
 		err = c.index.Save(false)
 	}
 	return errors.Join(err, c.dir.Close())
+}
+
+// hide leaves a directory out of the context: the state, which changes while it is read.
+func (c *Context) hide(dir string) {
+	if real, err := filepath.EvalSymlinks(dir); err == nil {
+		dir = real
+	}
+	rel, err := filepath.Rel(c.Path, dir)
+	if err == nil && rel != ".." && !strings.HasPrefix(rel, "../") {
+		c.own = rel
+	}
 }
 
 // openIn opens a path inside a directory for reading; no component may be a link, and none leads out.
@@ -113,17 +133,32 @@ func (c *Context) lstat(p string) (snapshot.Entry, bool, error) {
 	if err != nil {
 		return snapshot.Entry{}, false, fmt.Errorf("build context: %w", &os.PathError{Op: "lstat", Path: p, Err: err})
 	}
-	e, ok, err := c.entry(p, &st, func() (string, error) { return readlinkIn(c.dir, p) })
-	return e, ok, err
+	e, err := c.entry(p, &st, func() (string, error) { return readlinkIn(c.dir, p) })
+	return e, err == nil, err
+}
+
+// isOwn reports whether a path is img's own.
+func (c *Context) isOwn(p string) bool {
+	return c.own != "" && (p == c.own || strings.HasPrefix(p, c.own+"/"))
+}
+
+// ignored reports whether the ignore file leaves a path out.
+func (c *Context) ignored(p string) (bool, error) {
+	if c.isOwn(p) {
+		return true, nil
+	}
+	if c.ignore == nil || p == "." {
+		return false, nil
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.ignore.MatchesOrParentMatches(p)
 }
 
 // hides reports whether a path cannot be reached: ignored itself, and not a directory that holds something re-included.
 func (c *Context) hides(p string) (bool, error) {
-	if c.ignore == nil || p == "." {
-		return false, nil
-	}
-	ignored, err := c.ignore.MatchesOrParentMatches(p)
-	if err != nil || !ignored || !c.ignore.Exclusions() {
+	ignored, err := c.ignored(p)
+	if err != nil || !ignored || !c.mayReturn(p) {
 		return ignored, err
 	}
 	// A pattern with "!" may bring back something below an ignored directory.
@@ -139,6 +174,11 @@ func (c *Context) hides(p string) (bool, error) {
 	return !seen, err
 }
 
+// mayReturn reports whether something below an ignored directory may be in the context all the same.
+func (c *Context) mayReturn(dir string) bool {
+	return !c.isOwn(dir) && c.ignore != nil && mayReturn(c.ignore, dir)
+}
+
 var errStop = errors.New("stop")
 
 func (c *Context) ignoredBy(p string) string {
@@ -148,7 +188,7 @@ func (c *Context) ignoredBy(p string) string {
 	if _, err := statIn(c.dir, p); err != nil {
 		return ""
 	}
-	if ignored, err := c.ignore.MatchesOrParentMatches(p); err == nil && ignored {
+	if ignored, err := c.ignored(p); err == nil && ignored && !c.isOwn(p) {
 		return c.Rules
 	}
 	return ""
@@ -187,14 +227,14 @@ func (c *Context) walk(root string, f visitor) error {
 	if e.Type != snapshot.Dir {
 		return c.visitOne(root, e, f)
 	}
-	if err := f(e, nil); err != nil {
+	if err := f(e, nil); errors.Is(err, errSkip) {
+		return nil
+	} else if err != nil {
 		return err
 	}
-	ignored := false
-	if c.ignore != nil && root != "." {
-		if ignored, err = c.ignore.MatchesOrParentMatches(root); err != nil {
-			return err
-		}
+	ignored, err := c.ignored(root)
+	if err != nil {
+		return err
 	}
 	return c.walkBelow(root, ignored, f)
 }
@@ -254,11 +294,11 @@ func (w *walker) dir(dir *os.File, rel string, ignored bool) error {
 }
 
 func (w *walker) one(dir *os.File, name, rel string) error {
-	ignored, err := w.ignored(rel)
+	ignored, err := w.c.ignored(rel)
 	if err != nil {
 		return err
 	}
-	if ignored && !w.c.ignore.Exclusions() {
+	if ignored && !w.c.mayReturn(rel) {
 		return nil
 	}
 	var st unix.Stat_t
@@ -272,8 +312,8 @@ func (w *walker) one(dir *os.File, name, rel string) error {
 	if ignored && !isDir {
 		return nil
 	}
-	e, ok, err := w.c.entry(rel, &st, func() (string, error) { return readlinkAt(dir, name) })
-	if err != nil || !ok {
+	e, err := w.c.entry(rel, &st, func() (string, error) { return readlinkAt(dir, name) })
+	if err != nil {
 		return err
 	}
 	if isDir {
@@ -313,7 +353,12 @@ func (f contextFile) content(e snapshot.Entry) content {
 	return f
 }
 
+func (f contextFile) isSocket() bool { return f.st.Mode&unix.S_IFMT == unix.S_IFSOCK }
+
 func (f contextFile) open() (*os.File, error) {
+	if f.isSocket() {
+		return os.Open(os.DevNull)
+	}
 	fd, err := unix.Openat(int(f.dir.Fd()), f.name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, fmt.Errorf("build context: %w", &os.PathError{Op: "open", Path: f.rel, Err: err})
@@ -322,7 +367,7 @@ func (f contextFile) open() (*os.File, error) {
 }
 
 func (f contextFile) digest() (string, error) {
-	if f.c.index != nil {
+	if f.c.index != nil && !f.isSocket() {
 		return f.c.index.Digest(f.rel, statInfo{f.name, f.st}, f.open)
 	}
 	file, err := f.open()
@@ -330,11 +375,7 @@ func (f contextFile) digest() (string, error) {
 		return "", err
 	}
 	defer file.Close()
-	h := sha256.New()
-	if _, err := io.Copy(h, file); err != nil {
-		return "", err
-	}
-	return hex.EncodeToString(h.Sum(nil)), nil
+	return fileDigest(file)
 }
 
 // statInfo shows a stat result as package os does.
@@ -357,13 +398,19 @@ func (i statInfo) Sys() any {
 }
 
 func (w *walker) enter(parent *os.File, name string, e snapshot.Entry, ignored bool) error {
+	var err error
+	if e.Xattrs, err = xattrsAt(parent, name); err != nil {
+		return err
+	}
 	if ignored {
 		w.pending = append(w.pending, e)
 	} else {
 		if err := w.flush(); err != nil {
 			return err
 		}
-		if err := w.f(e, nil); err != nil {
+		if err := w.f(e, nil); errors.Is(err, errSkip) {
+			return nil
+		} else if err != nil {
 			return err
 		}
 	}
@@ -385,7 +432,8 @@ func (w *walker) enter(parent *os.File, name string, e snapshot.Entry, ignored b
 // flush visits the directories that waited.
 func (w *walker) flush() error {
 	for _, e := range w.pending {
-		if err := w.f(e, nil); err != nil {
+		// Something below it is wanted by the ignore file; whether the visitor wants it, it says again there.
+		if err := w.f(e, nil); err != nil && !errors.Is(err, errSkip) {
 			return err
 		}
 	}
@@ -393,15 +441,8 @@ func (w *walker) flush() error {
 	return nil
 }
 
-func (w *walker) ignored(rel string) (bool, error) {
-	if w.c.ignore == nil {
-		return false, nil
-	}
-	return w.c.ignore.MatchesOrParentMatches(rel)
-}
-
-// entry describes a file of the context; ok is false for what is left out (sockets).
-func (c *Context) entry(rel string, st *unix.Stat_t, readlink func() (string, error)) (e snapshot.Entry, ok bool, err error) {
+// entry describes a file of the context. A socket is an empty file (as it is in BuildKit).
+func (c *Context) entry(rel string, st *unix.Stat_t, readlink func() (string, error)) (e snapshot.Entry, err error) {
 	e = snapshot.Entry{Path: rel, Mode: st.Mode & 0o7777, MTime: st.Mtim.Nano()}
 	switch st.Mode & unix.S_IFMT {
 	case unix.S_IFDIR:
@@ -411,7 +452,7 @@ func (c *Context) entry(rel string, st *unix.Stat_t, readlink func() (string, er
 	case unix.S_IFLNK:
 		e.Type, e.Mode = snapshot.Symlink, 0o777
 		if e.Link, err = readlink(); err != nil {
-			return e, false, fmt.Errorf("build context: %w", err)
+			return e, fmt.Errorf("build context: %w", err)
 		}
 	case unix.S_IFCHR, unix.S_IFBLK:
 		e.Type = snapshot.Char
@@ -421,10 +462,12 @@ func (c *Context) entry(rel string, st *unix.Stat_t, readlink func() (string, er
 		e.Major, e.Minor = unix.Major(uint64(st.Rdev)), unix.Minor(uint64(st.Rdev))
 	case unix.S_IFIFO:
 		e.Type = snapshot.Fifo
+	case unix.S_IFSOCK:
+		e.Type = snapshot.File
 	default:
-		return e, false, nil
+		return e, fmt.Errorf("build context: %s is of an unknown type (mode %o)", rel, st.Mode)
 	}
-	return e, true, nil
+	return e, nil
 }
 
 func readlinkIn(dir *os.File, p string) (string, error) {
@@ -456,25 +499,34 @@ func readlinkFD(fd int, name, label string) (string, error) {
 func xattrsAt(dir *os.File, name string) ([]snapshot.Xattr, error) {
 	p := fmt.Sprintf("/proc/self/fd/%d/%s", dir.Fd(), name)
 	var buf [4096]byte
-	size, err := unix.Llistxattr(p, buf[:])
-	if err != nil || size <= 0 {
+	list, err := attribute(buf[:], func(b []byte) (int, error) { return unix.Llistxattr(p, b) })
+	if err != nil || len(list) == 0 {
 		return nil, nil // none, or a file system without
 	}
 	var out []snapshot.Xattr
-	for n := range strings.SplitSeq(strings.TrimRight(string(buf[:size]), "\x00"), "\x00") {
+	for n := range strings.SplitSeq(strings.TrimRight(string(list), "\x00"), "\x00") {
 		if !strings.HasPrefix(n, "user.") && n != "security.capability" ||
 			strings.HasPrefix(n, "user.overlay.") || strings.HasPrefix(n, "user.img.") {
 			continue
 		}
-		v := make([]byte, 64<<10)
-		size, err := unix.Lgetxattr(p, n, v)
+		v, err := attribute(buf[:], func(b []byte) (int, error) { return unix.Lgetxattr(p, n, b) })
 		if err != nil {
-			return nil, fmt.Errorf("build context: %w", &os.PathError{Op: "read attribute " + n + " of", Path: name, Err: err})
+			return nil, fmt.Errorf("build context: %w", &os.PathError{Op: "read attribute " + n + " of", Path: path.Join(dir.Name(), name), Err: err})
 		}
-		out = append(out, snapshot.Xattr{Name: n, Value: slices.Clone(v[:size])})
+		out = append(out, snapshot.Xattr{Name: n, Value: slices.Clone(v)})
 	}
 	slices.SortFunc(out, func(a, b snapshot.Xattr) int { return strings.Compare(a.Name, b.Name) })
 	return out, nil
+}
+
+// attribute reads into buf, or into a buffer of the kernel's limit if that is too small.
+func attribute(buf []byte, read func([]byte) (int, error)) ([]byte, error) {
+	n, err := read(buf)
+	if errors.Is(err, unix.ERANGE) {
+		buf = make([]byte, 64<<10) // XATTR_SIZE_MAX, XATTR_LIST_MAX
+		n, err = read(buf)
+	}
+	return buf[:max(n, 0)], err
 }
 
 var _ source = (*Context)(nil)

@@ -1,9 +1,15 @@
 package exec
 
 import (
+	"bytes"
 	"context"
+	"crypto/sha256"
+	"encoding/gob"
+	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path"
 	"strings"
@@ -63,8 +69,13 @@ func (x *Executor) planCopy(ctx context.Context, op *dag.Copy, in []cache.Output
 			return nil, err
 		}
 		for _, m := range found {
+			before := sum.entries
 			if err := sumMatch(ctx, sum, src, m, keep); err != nil {
 				return nil, err
+			}
+			if m.Must && sum.entries == before {
+				p := path.Join(m.Real, m.Include)
+				return nil, &NotFoundError{Path: p, Ignored: src.ignoredBy(p)}
 			}
 		}
 		p.matches = append(p.matches, found...)
@@ -76,21 +87,21 @@ func (x *Executor) planCopy(ctx context.Context, op *dag.Copy, in []cache.Output
 // sumMatch adds one match to a digest. The root of a directory that is copied as contents does not count.
 func sumMatch(ctx context.Context, sum *treeSum, src source, m match, keep filter) error {
 	sum.match(m)
-	return visit(src, m, keep, func(rel string, e snapshot.Entry, c content) error {
-		if err := ctx.Err(); err != nil {
+	return visit(src, m, keep, func(i item) error {
+		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
-		if rel == "." && e.Type == snapshot.Dir {
+		if i.rel == "." && i.e.Type == snapshot.Dir {
 			return nil
 		}
 		digest := ""
-		if c != nil {
+		if i.c != nil {
 			var err error
-			if digest, err = c.digest(); err != nil {
+			if digest, err = i.c.digest(); err != nil {
 				return err
 			}
 		}
-		sum.entry(rel, e, digest)
+		sum.entry(i, digest)
 		return nil
 	})
 }
@@ -101,6 +112,9 @@ func (x *Executor) source(from dag.Source, in []cache.Output) (source, func(), e
 		c, ok := x.o.Contexts[from.Context]
 		if !ok {
 			return nil, nil, fmt.Errorf("there is no build context %q", from.Context)
+		}
+		if c.own == "." {
+			return nil, nil, fmt.Errorf("the build context %s is img's state directory", c.Path)
 		}
 		return c, func() {}, nil
 	}
@@ -124,21 +138,49 @@ type copyArgs struct {
 	Sum     string
 }
 
+// copyReply answers it. Notes are for whoever reads the step's output.
+type copyReply struct {
+	Name  snapshot.Name
+	Notes []string
+}
+
+// gobbed crosses as gob inside JSON, which would damage names that are not UTF-8.
+type gobbed[T any] struct{ v T }
+
+func (g gobbed[T]) MarshalJSON() ([]byte, error) {
+	var b bytes.Buffer
+	if err := gob.NewEncoder(&b).Encode(g.v); err != nil {
+		return nil, err
+	}
+	return json.Marshal(b.Bytes())
+}
+
+func (g *gobbed[T]) UnmarshalJSON(text []byte) error {
+	var b []byte
+	if err := json.Unmarshal(text, &b); err != nil {
+		return err
+	}
+	return gob.NewDecoder(bytes.NewReader(b)).Decode(&g.v)
+}
+
 // A fromRef is a dag.Source on the wire.
 type fromRef struct {
 	Context *contextRef
-	Name    snapshot.Name
+	// Own is the context's own.
+	Own  string
+	Name snapshot.Name
 }
 
 func (x *Executor) fromRef(ctx context.Context, from dag.Source, in []cache.Output) (fromRef, error) {
 	if from.Context != "" {
-		return fromRef{Context: &contextRef{from.Context, x.o.Contexts[from.Context].Patterns}}, nil
+		c := x.o.Contexts[from.Context]
+		return fromRef{Context: &contextRef{from.Context, c.Patterns}, Own: c.own}, nil
 	}
 	n := name(from.Input, in)
 	return fromRef{Name: n}, x.materialize(ctx, n)
 }
 
-func (x *Executor) copy(ctx context.Context, op *dag.Copy, in []cache.Output) (cache.Output, error) {
+func (x *Executor) copy(ctx context.Context, op *dag.Copy, in []cache.Output, log io.Writer) (cache.Output, error) {
 	v, ok := x.plans.Load(op)
 	if !ok {
 		return "", errors.New("copy has no key")
@@ -152,9 +194,12 @@ func (x *Executor) copy(ctx context.Context, op *dag.Copy, in []cache.Output) (c
 	if err != nil {
 		return "", err
 	}
-	var out snapshot.Name
-	err = x.call(ctx, "copy", copyArgs{op, base, from, plan.matches, plan.sum}, &out)
-	return cache.Output(out), err
+	var r copyReply
+	err = x.call(ctx, "copy", gobbed[copyArgs]{copyArgs{op, base, from, plan.matches, plan.sum}}, &r)
+	for _, n := range r.Notes {
+		fmt.Fprintln(log, "warning:", n)
+	}
+	return cache.Output(r.Name), err
 }
 
 // openFrom opens a fromRef in the inner process.
@@ -164,6 +209,7 @@ func (w *world) openFrom(ctx context.Context, from fromRef) (source, func(), err
 		if err != nil {
 			return nil, nil, err
 		}
+		c.own = from.Own
 		return c, func() { c.Close() }, nil
 	}
 	if from.Name == "" {
@@ -192,37 +238,39 @@ func (w *world) openFrom(ctx context.Context, from fromRef) (source, func(), err
 }
 
 // copy is the step itself, in the inner process.
-func (w *world) copy(ctx context.Context, a copyArgs, _ []*os.File) (snapshot.Name, error) {
+func (w *world) copy(ctx context.Context, g gobbed[copyArgs], _ []*os.File) (copyReply, error) {
+	a := g.v
 	active, err := w.snaps.Prepare(ctx, a.Base)
 	if err != nil {
-		return "", err
+		return copyReply{}, err
 	}
 	defer active.Discard()
 	src, release, err := w.openFrom(ctx, a.From)
 	if err != nil {
-		return "", err
+		return copyReply{}, err
 	}
 	defer release()
 	t, err := newTarget(active.Root(), w.setup.IDs)
 	if err != nil {
-		return "", err
+		return copyReply{}, err
 	}
 	defer t.close()
 	c := &copier{t: t, op: a.Op, src: src, sum: newTreeSum(), w: w}
 	if err := c.all(ctx, a.Matches); err != nil {
-		return "", err
+		return copyReply{}, err
 	}
 	if got := c.sum.sum(); got != a.Sum {
-		return "", &changedError{"a source file of this step"}
+		return copyReply{}, &changedError{"a source file of this step"}
 	}
 	if err := t.setTimes(); err != nil {
-		return "", err
+		return copyReply{}, err
 	}
 	o := snapshot.CommitOptions{Times: snapshot.TimesNever, Owner: t.ownerOf}
 	if c.unpacked {
 		o.Times = snapshot.TimesSet
 	}
-	return active.Commit(ctx, o)
+	n, err := active.Commit(ctx, o)
+	return copyReply{n, t.notes}, err
 }
 
 // A changedError is a file that is not what the key was computed from.
@@ -249,8 +297,11 @@ func (c *copier) all(ctx context.Context, matches []match) error {
 	if c.keep, err = newFilter(c.op.Exclude); err != nil {
 		return err
 	}
-	if err := c.t.setOwner(c.op.Chown); err != nil {
+	if err := c.t.setOwner("--chown", c.op.Chown); err != nil {
 		return err
+	}
+	if c.op.Link {
+		c.t.fresh = map[string]bool{}
 	}
 	if c.t.mode, err = parseMode(c.op.Chmod); err != nil {
 		return err
@@ -285,9 +336,6 @@ func (c *copier) one(ctx context.Context, m match) error {
 		}
 	}
 	dst, err := c.fileDest(m.Name)
-	if m.Under != "" {
-		dst, err = c.t.resolve(path.Join(c.op.Dest, m.Under))
-	}
 	if err != nil {
 		return err
 	}
@@ -316,7 +364,7 @@ func (c *copier) fileDest(base string) (string, error) {
 
 // dir copies a directory's contents. The destination itself is made as a parent is: the source's mode does not count, its time does.
 func (c *copier) dir(ctx context.Context, m match) error {
-	dst, err := c.t.resolve(path.Join(c.op.Dest, m.Under))
+	dst, err := c.t.resolve(c.op.Dest)
 	if err != nil {
 		return err
 	}
@@ -327,63 +375,80 @@ func (c *copier) dir(ctx context.Context, m match) error {
 }
 
 func (c *copier) visit(ctx context.Context, m match, to func(rel string) string) error {
-	return visit(c.src, m, c.keep, func(rel string, e snapshot.Entry, con content) error {
+	return visit(c.src, m, c.keep, func(i item) error {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
-		if rel == "." && e.Type == snapshot.Dir {
-			c.t.later(to(rel), e.MTime)
+		dst := to(i.rel)
+		if i.rel == "." && i.e.Type == snapshot.Dir {
+			c.t.later(dst, i.e.MTime)
 			return nil
 		}
-		link := e.HardLink
-		if link != "" {
-			e.HardLink = to(link)
+		if i.passed {
+			c.sum.entry(i, "")
+			return c.t.pass(dst, i.e)
 		}
-		digest, err := c.t.put(to(rel), e, con)
+		e := i.e
+		if e.HardLink != "" {
+			e.HardLink = to(e.HardLink)
+		}
+		digest, err := c.t.put(dst, e, i.c)
 		if err != nil {
 			return err
 		}
-		e.HardLink = link
-		c.sum.entry(rel, e, digest)
+		c.sum.entry(i, digest)
 		return nil
 	})
 }
 
 // unpack extracts a local archive at the destination; done is false when the file is no archive.
 func (c *copier) unpack(ctx context.Context, m match) (done bool, err error) {
-	var e snapshot.Entry
-	var digest string
-	var archive *os.File
-	err = visit(c.src, m, filter{}, func(_ string, entry snapshot.Entry, con content) error {
-		e = entry
-		if archive, err = con.open(); err != nil {
+	err = visit(c.src, m, filter{}, func(i item) error {
+		archive, err := i.c.open()
+		if err != nil {
 			return err
 		}
+		defer archive.Close()
 		if done, err = isArchive(archive); err != nil || !done {
 			return err
 		}
-		digest, err = con.digest()
+		if err := c.extract(ctx, archive); err != nil {
+			return fmt.Errorf("unpack /%s: %w", m.Real, err)
+		}
+		// After extraction: if the file changed since its digest went into the key, this sees it.
+		digest, err := fileDigest(archive)
+		c.sum.entry(i, digest)
 		return err
 	})
-	if archive != nil {
-		defer archive.Close()
-	}
-	if err != nil || !done {
-		return false, err
-	}
+	return done, err
+}
+
+// extract puts an archive's files at the destination, which is a directory. --chmod does not count, for the destination neither.
+func (c *copier) extract(ctx context.Context, archive *os.File) error {
+	mode := c.t.mode
+	c.t.mode = modeChange{}
+	defer func() { c.t.mode = mode }()
 	dst, err := c.t.resolve(c.op.Dest)
 	if err != nil {
-		return true, err
+		return err
 	}
 	if err := c.t.mkdirAll(dst); err != nil {
-		return true, err
+		return err
 	}
 	c.unpacked = true
-	if err := c.w.unpackArchive(ctx, archive, c.t, dst); err != nil {
-		return true, fmt.Errorf("unpack /%s: %w", m.Real, err)
+	return c.w.unpackArchive(ctx, archive, c.t, dst)
+}
+
+// fileDigest hashes a file from its start.
+func fileDigest(f *os.File) (string, error) {
+	if _, err := f.Seek(0, io.SeekStart); err != nil {
+		return "", err
 	}
-	c.sum.entry(".", e, digest)
-	return true, nil
+	h := sha256.New()
+	if _, err := io.Copy(h, f); err != nil {
+		return "", err
+	}
+	return hex.EncodeToString(h.Sum(nil)), nil
 }
 
 // A target is the root that a step writes into. Paths are relative to it and free of links (resolve makes them so).
@@ -402,6 +467,14 @@ type target struct {
 	times      []dirTime
 	// owners are intended owners that the disk cannot show: links and special files with ids outside the mapping.
 	owners map[string][2]uint32
+	// fresh, if not nil, makes the step write as onto an empty layer that is then laid over the root (--link): links of the root
+	// are not followed, a directory's metadata replace the root's, and anything else replaces what is there. It holds the
+	// directories that the step has made.
+	fresh map[string]bool
+	// replace makes files replace directories, and directories files: what archives do.
+	replace bool
+	// notes are surprises to tell.
+	notes []string
 }
 
 type dirTime struct {
@@ -432,6 +505,12 @@ func (t *target) ownerOf(p string, _ uint64) (uid, gid uint32, ok bool) {
 // resolve returns a path with every link resolved inside the root; what does not exist yet stays as it is. Nothing else changes the
 // root meanwhile, and every use of the result refuses links.
 func (t *target) resolve(p string) (string, error) {
+	if t.fresh != nil {
+		if p = strings.TrimPrefix(path.Clean("/"+p), "/"); p == "" {
+			p = "."
+		}
+		return p, nil
+	}
 	full, err := securejoin.SecureJoin(t.path, p)
 	if err != nil {
 		return "", fmt.Errorf("%s: %w", p, err)
@@ -471,7 +550,11 @@ func (t *target) open(p string, flags uint64) (int, error) {
 	return fd, nil
 }
 
+// isDir reports whether there is a directory at a path; what --link covers does not count.
 func (t *target) isDir(p string) (bool, error) {
+	if t.fresh != nil {
+		return p == "." || t.fresh[p], nil
+	}
 	st, err := statIn(t.root, p)
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) {
 		return false, nil
@@ -487,15 +570,8 @@ func (t *target) mkdirAll(p string) error {
 	if p == "." || p == "/" {
 		return nil
 	}
-	st, err := statIn(t.root, p)
-	if err == nil {
-		if st.Mode&unix.S_IFMT != unix.S_IFDIR {
-			return fmt.Errorf("cannot copy to non-directory: %q", "/"+p)
-		}
-		return nil
-	}
-	if !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ENOTDIR) {
-		return &os.PathError{Op: "lstat", Path: "/" + p, Err: err}
+	if done, err := t.isDir(p); done || err != nil {
+		return err
 	}
 	if err := t.mkdirAll(path.Dir(p)); err != nil {
 		return err
@@ -504,22 +580,53 @@ func (t *target) mkdirAll(p string) error {
 	if err != nil {
 		return err
 	}
-	if err := unix.Mkdirat(fd, base, 0o755); err != nil {
-		return &os.PathError{Op: "mkdir", Path: "/" + p, Err: err}
+	if _, err := t.mkdir(fd, base, p); err != nil {
+		return err
 	}
-	e := snapshot.Entry{Type: snapshot.Dir, Mode: t.mode.parents()}
-	return t.restore(fd, base, p, e)
+	return t.restore(fd, base, p, snapshot.Entry{Type: snapshot.Dir, Mode: t.mode.parents()})
+}
+
+// mkdir makes one directory; made is false if it was there.
+func (t *target) mkdir(fd int, base, p string) (made bool, err error) {
+	err = unix.Mkdirat(fd, base, 0o700)
+	if errors.Is(err, unix.EEXIST) {
+		var st unix.Stat_t
+		if err = unix.Fstatat(fd, base, &st, unix.AT_SYMLINK_NOFOLLOW); err == nil && st.Mode&unix.S_IFMT == unix.S_IFDIR {
+			t.made(p)
+			return false, nil
+		}
+		if err == nil && (t.replace || t.fresh != nil) {
+			if err = unix.Unlinkat(fd, base, 0); err == nil {
+				err = unix.Mkdirat(fd, base, 0o700)
+			}
+		} else if err == nil {
+			err = unix.ENOTDIR
+		}
+	}
+	if err != nil {
+		return false, &os.PathError{Op: "mkdir", Path: "/" + p, Err: err}
+	}
+	t.made(p)
+	return true, nil
+}
+
+func (t *target) made(p string) {
+	if t.fresh != nil {
+		t.fresh[p] = true
+	}
 }
 
 // setTimes gives directories their times, after everything in them has been made.
 func (t *target) setTimes() error {
-	for i := len(t.times) - 1; i >= 0; i-- {
-		d := t.times[i]
+	for _, d := range t.times { // of two sources for one directory the later counts
 		fd, base, err := t.dir(d.path)
-		if err != nil {
-			return err
+		if err == nil {
+			err = utimes(fd, base, d.mtime)
 		}
-		if err := utimes(fd, base, d.mtime); err != nil {
+		if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
+			continue // an archive has replaced it
+		}
+		if err != nil {
 			return &os.PathError{Op: "set times of", Path: "/" + d.path, Err: err}
 		}
 	}

@@ -68,6 +68,9 @@ func New(o Options) *Executor {
 	if o.Note == nil {
 		o.Note = func(string) {}
 	}
+	for _, c := range o.Contexts {
+		c.hide(o.State)
+	}
 	return &Executor{o: o, unpacked: map[snapshot.Name]*unpacking{}, bases: map[snapshot.Name]*dag.Image{}}
 }
 
@@ -148,7 +151,7 @@ func (x *Executor) Exec(ctx context.Context, v *dag.Vertex, in []cache.Output, l
 		out, err = x.run(ctx, op, in, log)
 		return engine.Result{Output: out, Tier: x.Tier()}, err
 	case *dag.Copy:
-		out, err = x.copy(ctx, op, in)
+		out, err = x.copy(ctx, op, in, log)
 	case *dag.Mkdir:
 		out, err = x.mkdir(ctx, op, in)
 	case *dag.Pack:

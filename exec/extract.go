@@ -213,14 +213,13 @@ func (w *world) unpackArchive(ctx context.Context, archive *os.File, t *target, 
 	if err != nil {
 		return err
 	}
-	if len(applied.Links) > 0 {
-		return fmt.Errorf("hard link %s: its target %s is not in the archive", applied.Links[0].Path, applied.Links[0].Target)
-	}
 	dir, err := os.Open(st.Dir())
 	if err != nil {
 		return err
 	}
 	defer dir.Close()
+	t.replace = true
+	defer func() { t.replace = false }()
 	implicit := map[string]bool{}
 	for _, p := range applied.Implicit {
 		implicit[p] = true
@@ -233,49 +232,77 @@ func (w *world) unpackArchive(ctx context.Context, archive *os.File, t *target, 
 			return err
 		}
 	}
+	for _, l := range applied.Links {
+		if err := t.mergeLink(dst, l); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 
-// merge puts one entry of an extracted archive in place. A directory that the archive only implies follows links of the root; one that
-// it has replaces whatever is not a directory.
+// mergeLink makes a hard link to a file that is not in the archive, but at the destination.
+func (t *target) mergeLink(dst string, l layer.Link) error {
+	to, err := t.within(dst, l.Path)
+	if err != nil {
+		return err
+	}
+	first, err := t.within(dst, l.Target)
+	if err != nil {
+		return err
+	}
+	if to == first {
+		return nil
+	}
+	if st, err := statIn(t.root, first); err != nil || st.Mode&unix.S_IFMT == unix.S_IFDIR {
+		return fmt.Errorf("hard link %s: there is no file %s", l.Path, l.Target)
+	}
+	if err := t.imply(path.Dir(to)); err != nil {
+		return err
+	}
+	fd, base, err := t.dir(to)
+	if err != nil {
+		return err
+	}
+	if err := t.clear(fd, base, to); err != nil {
+		return err
+	}
+	return t.link(first, fd, base, to)
+}
+
+// merge puts one entry of an extracted archive in place. A directory that the archive only implies follows links of the root and belongs
+// to 0:0 whatever --chown says; anything else replaces what is there, two directories excepted.
 func (t *target) merge(dst string, e snapshot.Entry, c viewFile, implied bool) error {
 	if e.Path == "." {
 		return nil
 	}
-	to := path.Join(dst, e.Path)
-	parent, err := t.resolve(path.Dir(to))
+	to, err := t.within(dst, e.Path)
 	if err != nil {
 		return err
 	}
-	to = path.Join(parent, path.Base(to))
-	if e.Type == snapshot.Dir {
-		if implied {
-			real, err := t.resolve(to)
-			if err != nil {
-				return err
-			}
-			return t.mkdirAll(real)
-		}
-		if isDir, err := t.isDir(to); err != nil {
-			return err
-		} else if !isDir {
-			fd, base, err := t.dir(to)
-			if err != nil {
-				return err
-			}
-			if err := unix.Unlinkat(fd, base, 0); err != nil && !errors.Is(err, unix.ENOENT) {
-				return &os.PathError{Op: "remove", Path: "/" + to, Err: err}
-			}
-		}
+	if implied {
+		return t.imply(to)
 	}
 	if e.HardLink != "" {
-		first := path.Join(dst, e.HardLink)
-		parent, err := t.resolve(path.Dir(first))
-		if err != nil {
+		if e.HardLink, err = t.within(dst, e.HardLink); err != nil {
 			return err
 		}
-		e.HardLink = path.Join(parent, path.Base(first))
 	}
 	_, err = t.put(to, e, c)
 	return err
+}
+
+// within returns where an archive's path lies: links on the way are followed, the last component is not.
+func (t *target) within(dst, p string) (string, error) {
+	parent, err := t.resolve(path.Dir(path.Join(dst, p)))
+	return path.Join(parent, path.Base(p)), err
+}
+
+func (t *target) imply(p string) error {
+	defer func(chown bool) { t.chown = chown }(t.chown)
+	t.chown = false
+	real, err := t.resolve(p)
+	if err != nil {
+		return err
+	}
+	return t.mkdirAll(real)
 }

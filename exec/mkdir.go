@@ -42,7 +42,7 @@ func (w *world) mkdir(ctx context.Context, a mkdirArgs, _ []*os.File) (snapshot.
 		return "", err
 	}
 	defer t.close()
-	if err := t.setOwner(a.Op.User); err != nil {
+	if err := t.setOwner("USER", a.Op.User); err != nil {
 		return "", err
 	}
 	p, err := t.resolve(a.Op.Path)

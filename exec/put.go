@@ -23,7 +23,7 @@ func (t *target) put(p string, e snapshot.Entry, c content) (digest string, err 
 	if err != nil {
 		return "", err
 	}
-	if err := clearPath(fd, base, p); err != nil {
+	if err := t.clear(fd, base, p); err != nil {
 		return "", err
 	}
 	switch e.Type {
@@ -53,16 +53,18 @@ func (t *target) put(p string, e snapshot.Entry, c content) (digest string, err 
 	return "", utimes(fd, base, e.MTime)
 }
 
-// clearPath removes what a file replaces; a directory stays and is an error.
-func clearPath(fd int, base, p string) error {
+// clear removes what a file replaces; a directory stays and is an error, unless the step replaces those too.
+func (t *target) clear(fd int, base, p string) error {
 	err := unix.Unlinkat(fd, base, 0)
 	switch {
 	case err == nil || errors.Is(err, unix.ENOENT):
 		return nil
-	case errors.Is(err, unix.EISDIR):
-		return fmt.Errorf("cannot replace to directory %q with file", "/"+p)
+	case !errors.Is(err, unix.EISDIR):
+		return &os.PathError{Op: "remove", Path: "/" + p, Err: err}
+	case t.replace || t.fresh != nil && !t.fresh[p]:
+		return os.RemoveAll(fmt.Sprintf("/proc/self/fd/%d/%s", fd, base))
 	}
-	return &os.PathError{Op: "remove", Path: "/" + p, Err: err}
+	return fmt.Errorf("cannot replace to directory %q with file", "/"+p)
 }
 
 // putDir makes a directory, or gives an existing one the source's mode and owner.
@@ -71,19 +73,38 @@ func (t *target) putDir(p string, e snapshot.Entry) error {
 	if err != nil {
 		return err
 	}
-	if err := unix.Mkdirat(fd, base, 0o700); errors.Is(err, unix.EEXIST) {
-		isDir, err := t.isDir(p)
-		if err != nil {
-			return err
-		}
-		if !isDir {
-			return fmt.Errorf("cannot copy to non-directory: %q", "/"+p)
-		}
-	} else if err != nil {
-		return &os.PathError{Op: "mkdir", Path: "/" + p, Err: err}
+	if _, err := t.mkdir(fd, base, p); err != nil {
+		return notDir(err, p)
 	}
 	t.later(p, e.MTime)
 	return t.restore(fd, base, p, e)
+}
+
+// pass makes a directory that is only on the way to what is copied. An existing one gets the source's mode, but keeps its owner.
+func (t *target) pass(p string, e snapshot.Entry) error {
+	fd, base, err := t.dir(p)
+	if err != nil {
+		return err
+	}
+	made, err := t.mkdir(fd, base, p)
+	if err != nil {
+		return notDir(err, p)
+	}
+	if made || t.fresh != nil {
+		t.later(p, e.MTime)
+		return t.restore(fd, base, p, e)
+	}
+	if err := unix.Fchmodat(fd, base, e.Mode, 0); err != nil {
+		return &os.PathError{Op: "chmod", Path: "/" + p, Err: err}
+	}
+	return nil
+}
+
+func notDir(err error, p string) error {
+	if errors.Is(err, unix.ENOTDIR) {
+		return fmt.Errorf("cannot copy to non-directory: %q", "/"+p)
+	}
+	return err
 }
 
 func (t *target) link(first string, fd int, base, p string) error {
@@ -138,7 +159,7 @@ func (t *target) putData(p string, e snapshot.Entry, data []byte) error {
 	if err != nil {
 		return err
 	}
-	if err := clearPath(fd, base, p); err != nil {
+	if err := t.clear(fd, base, p); err != nil {
 		return err
 	}
 	f, err := create(fd, base, p)

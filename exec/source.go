@@ -8,7 +8,7 @@ import (
 	"hash"
 	"os"
 	"path"
-	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -29,7 +29,7 @@ type source interface {
 	ignoredBy(path string) string
 }
 
-// A visitor is called for each entry of a walk. c is nil for what has no content, and valid until the visitor returns.
+// A visitor is called for each entry of a walk, and may return errSkip. c is nil for what has no content, and valid until the visitor returns.
 type visitor func(e snapshot.Entry, c content) error
 
 // A content is what is in the file being visited.
@@ -42,12 +42,15 @@ type content interface {
 // A match is one file or directory that a step's source names.
 type match struct {
 	// Real is its path in the source, links resolved.
-	Real string `json:"real"`
+	Real string
 	// Name is the last component as the Dockerfile (or the pattern) names it: what it is called at the destination.
-	Name string `json:"name"`
-	// Under is where below the destination it goes, for --parents; "" otherwise.
-	Under string        `json:"under,omitempty"`
-	Type  snapshot.Type `json:"type"`
+	Name string
+	Type snapshot.Type
+	// Include is the pattern of --parents: of the directory Real only what matches it is taken, with the directories on the way to it.
+	// "" takes everything.
+	Include string
+	// Must says that it has to match something.
+	Must bool
 }
 
 // A NotFoundError is a source path that names nothing.
@@ -112,91 +115,74 @@ func split(p string) []string {
 	return out
 }
 
-func hasMeta(s string) bool { return strings.ContainsAny(s, `*?[\`) }
+// hasMeta reports whether a pattern has a wildcard. A backslash alone makes none (BuildKit takes such a path literally).
+func hasMeta(s string) bool {
+	for i := 0; i < len(s); i++ {
+		switch s[i] {
+		case '*', '?', '[':
+			return true
+		case '\\':
+			i++
+		}
+	}
+	return false
+}
 
 // resolve finds what a source path or pattern names. A literal path that names nothing is an error, a pattern without match is
-// not (BuildKit copies nothing).
+// not (BuildKit copies nothing), a match that is a link to nothing is one again.
 func resolve(s source, pattern string, parents bool) ([]match, error) {
 	if parents {
 		return resolveParents(s, pattern)
 	}
-	paths, err := expand(s, split(filepath.Clean("/"+pattern)))
+	paths, err := expand(s, split(path.Clean("/"+pattern)))
 	if err != nil {
 		return nil, err
 	}
 	var out []match
-	for _, p := range paths {
-		m, ok, err := lookup(s, p)
-		if err != nil {
-			return nil, err
-		}
-		if ok {
-			out = append(out, m)
-		} else if !hasMeta(pattern) {
-			return nil, &NotFoundError{Path: path.Clean("/" + pattern), Ignored: s.ignoredBy(p)}
-		}
-	}
-	return out, nil
-}
-
-// resolveParents is resolve for COPY --parents: what follows the pivot "/./" is kept below the destination.
-func resolveParents(s source, pattern string) ([]match, error) {
-	pivot, rest, ok := strings.Cut(strings.TrimPrefix(pattern, "/"), "/./")
-	if !ok {
-		pivot, rest = "", strings.TrimPrefix(pattern, "/")
-	}
-	var out []match
-	paths, err := expand(s, append(split(pivot), split(rest)...))
-	if err != nil {
-		return nil, err
-	}
-	n := len(split(pivot))
 	for _, p := range paths {
 		m, ok, err := lookup(s, p)
 		if err != nil {
 			return nil, err
 		}
 		if !ok {
-			if hasMeta(pattern) {
-				continue
-			}
-			return nil, &NotFoundError{Path: pattern, Ignored: s.ignoredBy(p)}
+			return nil, &NotFoundError{Path: p, Ignored: s.ignoredBy(p)}
 		}
-		kept := split(p)[min(n, len(split(p))):]
-		m.Under = path.Join(kept...)
 		out = append(out, m)
 	}
 	return out, nil
 }
 
-// expand replaces each pattern component by the names that match it. Links in leading components are followed.
-func expand(s source, comps []string) ([]string, error) {
-	paths := []string{"."}
-	for i, c := range comps {
-		var next []string
-		for _, p := range paths {
-			found, err := expandOne(s, p, c, i == len(comps)-1)
-			if err != nil {
-				return nil, err
-			}
-			next = append(next, found...)
-		}
-		paths = next
+// resolveParents is resolve for COPY --parents. What follows the pivot "/./" is a pattern below what comes before it, by the rules of
+// ignore files; it follows no links, and keeps its directories.
+func resolveParents(s source, pattern string) ([]match, error) {
+	pivot, below, ok := strings.Cut(pattern, "/./")
+	if !ok {
+		pivot, below = "/", pattern
 	}
-	return paths, nil
+	below = strings.TrimPrefix(path.Clean("/"+below), "/")
+	out, err := resolve(s, pivot, false)
+	for i := range out {
+		out[i].Include, out[i].Must = below, below != "" && !hasMeta(pattern)
+	}
+	return out, err
 }
 
-func expandOne(s source, dir, comp string, last bool) ([]string, error) {
-	if !hasMeta(comp) {
-		return []string{path.Join(dir, comp)}, nil
+// expand replaces a pattern by the paths that match it. Links before the first wildcard are followed, later ones only as the last
+// component, by lookup.
+func expand(s source, comps []string) ([]string, error) {
+	n := slices.IndexFunc(comps, hasMeta)
+	if n < 0 {
+		return []string{path.Join(append([]string{"."}, comps...)...)}, nil
 	}
+	dir := path.Join(append([]string{"."}, comps[:n]...)...)
 	real, err := follow(s, dir)
 	if err != nil {
 		return nil, err
 	}
-	if comp == "**" {
-		return everyDir(s, dir, real, last)
-	}
+	return expandBelow(s, dir, real, comps[n:])
+}
+
+func expandBelow(s source, dir, real string, comps []string) ([]string, error) {
 	e, ok, err := s.lstat(real)
 	if err != nil || !ok || e.Type != snapshot.Dir {
 		return nil, err
@@ -207,28 +193,22 @@ func expandOne(s source, dir, comp string, last bool) ([]string, error) {
 	}
 	var out []string
 	for _, n := range names {
-		ok, err := filepath.Match(comp, n)
+		ok, err := path.Match(comps[0], n)
 		if err != nil {
-			return nil, fmt.Errorf("pattern %q: %w", comp, err)
+			return nil, fmt.Errorf("pattern %q: %w", comps[0], err)
 		}
-		if ok {
-			out = append(out, path.Join(dir, n))
+		if !ok {
+			continue
 		}
+		found := []string{path.Join(dir, n)}
+		if len(comps) > 1 {
+			if found, err = expandBelow(s, found[0], path.Join(real, n), comps[1:]); err != nil {
+				return nil, err
+			}
+		}
+		out = append(out, found...)
 	}
 	return out, nil
-}
-
-// everyDir expands "**": the directory itself and every directory below it (every file too, at the end of a pattern).
-func everyDir(s source, dir, real string, files bool) ([]string, error) {
-	var out []string
-	err := s.walk(real, func(e snapshot.Entry, _ content) error {
-		if e.Type == snapshot.Dir != files {
-			rel, _ := relative(real, e.Path)
-			out = append(out, path.Join(dir, rel))
-		}
-		return nil
-	})
-	return out, err
 }
 
 // lookup resolves one path wholly, the last component too.
@@ -255,62 +235,166 @@ func relative(root, p string) (string, bool) {
 	return strings.CutPrefix(p, root+"/")
 }
 
-// A filter is the patterns of --exclude, relative to each source.
+// A filter is the patterns of --exclude, relative to each source, and the one pattern of --parents. The zero value keeps everything.
 type filter struct {
-	m *patternmatcher.PatternMatcher
+	exclude *patternmatcher.PatternMatcher
+	include *patternmatcher.PatternMatcher
 }
 
-func newFilter(patterns []string) (filter, error) {
-	if len(patterns) == 0 {
-		return filter{}, nil
+func newFilter(exclude []string) (f filter, err error) {
+	if len(exclude) > 0 {
+		f.exclude, err = patternmatcher.New(exclude)
 	}
-	m, err := patternmatcher.New(patterns)
-	return filter{m}, err
+	return f, err
 }
 
-func (f filter) drops(rel string) (bool, error) {
-	if f.m == nil || rel == "." {
-		return false, nil
+func (f filter) including(pattern string) (filter, error) {
+	if pattern == "" {
+		return f, nil
 	}
-	return f.m.MatchesOrParentMatches(rel)
+	var err error
+	f.include, err = patternmatcher.New([]string{pattern})
+	return f, err
 }
 
-// visit walks one match and calls f for what the filter keeps; rel is "." for the match itself. Entries' HardLink is relative
-// to the match, too.
-func visit(s source, m match, keep filter, f func(rel string, e snapshot.Entry, c content) error) error {
-	firsts := map[string]string{}
-	return s.walk(m.Real, func(e snapshot.Entry, c content) error {
-		rel, ok := relative(m.Real, e.Path)
-		if !ok {
-			return fmt.Errorf("walk of %s met %s", m.Real, e.Path)
+// keeps reports whether a path is taken, and whether something below it may be.
+func (f filter) keeps(rel string) (keep, below bool, err error) {
+	keep, below = true, true
+	if rel == "." {
+		return keep, below, nil
+	}
+	if f.include != nil {
+		if keep, err = f.include.MatchesOrParentMatches(rel); err != nil {
+			return false, false, err
 		}
-		drop, err := keep.drops(rel)
-		if err != nil || drop {
-			return err
+		below = keep || reaches(f.include.Patterns(), rel)
+	}
+	if f.exclude != nil {
+		drop, err := f.exclude.MatchesOrParentMatches(rel)
+		if err != nil {
+			return false, false, err
 		}
-		if e.HardLink != "" {
-			e.HardLink, err = firstName(m, keep, firsts, rel, e.HardLink)
-			if err != nil {
-				return err
-			}
+		if drop {
+			keep, below = false, below && mayReturn(f.exclude, rel)
 		}
-		return f(rel, e, c)
+	}
+	return keep, below, nil
+}
+
+// mayReturn reports whether a "!" pattern may bring back something below a directory that is dropped.
+func mayReturn(m *patternmatcher.PatternMatcher, dir string) bool {
+	if !m.Exclusions() {
+		return false
+	}
+	var back []*patternmatcher.Pattern
+	for _, p := range m.Patterns() {
+		if p.Exclusion() {
+			back = append(back, p)
+		}
+	}
+	return reaches(back, dir)
+}
+
+// reaches reports whether one of the patterns may match something below a directory. It may say yes where no were right.
+func reaches(patterns []*patternmatcher.Pattern, dir string) bool {
+	return slices.ContainsFunc(patterns, func(p *patternmatcher.Pattern) bool {
+		return reachesBelow(split(p.String()), split(dir))
 	})
 }
 
-// firstName returns which visited path (relative to the match) is the same file as rel, "" if rel is the first of them: the
-// file's first name in the source may lie outside what is visited.
-func firstName(m match, keep filter, firsts map[string]string, rel, leader string) (string, error) {
-	if l, ok := relative(m.Real, leader); ok {
-		drop, err := keep.drops(l)
-		if err != nil || !drop {
+func reachesBelow(pattern, dir []string) bool {
+	for i, p := range pattern {
+		if i == len(dir) || strings.Contains(p, "**") {
+			return true
+		}
+		if ok, err := path.Match(p, dir[i]); err == nil && !ok {
+			return false
+		}
+	}
+	return true // a match of the directory itself, or of one above it
+}
+
+// errSkip is what a visitor returns for a directory whose contents it does not want.
+var errSkip = errors.New("skip this directory")
+
+// An item is an entry of a match that a step takes.
+type item struct {
+	// rel is relative to the match, "." for the match itself; so is the entry's HardLink.
+	rel string
+	e   snapshot.Entry
+	c   content
+	// passed marks a directory that is not taken itself, but lies on the way to something that is.
+	passed bool
+}
+
+// visit walks one match and calls f for what the filter keeps.
+func visit(s source, m match, keep filter, f func(item) error) error {
+	keep, err := keep.including(m.Include)
+	if err != nil {
+		return fmt.Errorf("pattern %q: %w", m.Include, err)
+	}
+	v := &visiting{m: m, keep: keep, f: f, firsts: map[string]string{}}
+	return s.walk(m.Real, v.visit)
+}
+
+// visiting is one walk of a match.
+type visiting struct {
+	m    match
+	keep filter
+	f    func(item) error
+	// firsts are the first names met of files whose first name in the source is not taken.
+	firsts map[string]string
+	// passed are the directories above the current path that are not taken themselves and not handed out yet.
+	passed []item
+}
+
+func (v *visiting) visit(e snapshot.Entry, c content) error {
+	rel, ok := relative(v.m.Real, e.Path)
+	if !ok {
+		return fmt.Errorf("walk of %s met %s", v.m.Real, e.Path)
+	}
+	for n := len(v.passed); n > 0 && !strings.HasPrefix(rel, v.passed[n-1].rel+"/"); n-- {
+		v.passed = v.passed[:n-1]
+	}
+	keep, below, err := v.keep.keeps(rel)
+	switch {
+	case err != nil:
+		return err
+	case !keep && e.Type == snapshot.Dir && below:
+		v.passed = append(v.passed, item{rel: rel, e: e, passed: true})
+		return nil
+	case !keep && e.Type == snapshot.Dir:
+		return errSkip
+	case !keep:
+		return nil
+	}
+	if e.HardLink != "" {
+		if e.HardLink, err = v.firstName(rel, e.HardLink); err != nil {
+			return err
+		}
+	}
+	for _, p := range v.passed {
+		if err := v.f(p); err != nil {
+			return err
+		}
+	}
+	v.passed = v.passed[:0]
+	return v.f(item{rel: rel, e: e, c: c})
+}
+
+// firstName returns which path of the match is the same file as rel, "" if rel is the first of them: the file's first name in the
+// source may lie outside what is taken.
+func (v *visiting) firstName(rel, leader string) (string, error) {
+	if l, ok := relative(v.m.Real, leader); ok {
+		keep, _, err := v.keep.keeps(l)
+		if err != nil || keep {
 			return l, err
 		}
 	}
-	if first, ok := firsts[leader]; ok {
+	if first, ok := v.firsts[leader]; ok {
 		return first, nil
 	}
-	firsts[leader] = rel
+	v.firsts[leader] = rel
 	return "", nil
 }
 
@@ -325,13 +409,16 @@ type treeSum struct {
 func newTreeSum() *treeSum { return &treeSum{h: sha256.New()} }
 
 func (t *treeSum) match(m match) {
-	fmt.Fprintf(t.h, "match %q %q %c\n", m.Name, m.Under, m.Type)
+	fmt.Fprintf(t.h, "match %q %c\n", m.Name, m.Type)
 }
 
-func (t *treeSum) entry(rel string, e snapshot.Entry, digest string) {
+func (t *treeSum) entry(i item, digest string) {
 	t.entries++
-	var b []byte
-	b = strconv.AppendQuote(b, rel)
+	e, b := i.e, []byte(nil)
+	if i.passed {
+		b = append(b, "on the way "...)
+	}
+	b = strconv.AppendQuote(b, i.rel)
 	b = fmt.Appendf(b, " %c %o %d %d %d %d ", e.Type, e.Mode, e.UID, e.GID, e.Major, e.Minor)
 	b = strconv.AppendQuote(b, e.Link)
 	b = append(b, ' ')
@@ -375,11 +462,20 @@ func (s viewSource) names(dir string) ([]string, error) {
 }
 
 func (s viewSource) walk(root string, f visitor) error {
+	skipped := "" // what is below it is read all the same
 	return s.view.Walk(root, func(e snapshot.Entry) error {
-		if e.Type != snapshot.File {
-			return f(e, nil)
+		if skipped != "" && strings.HasPrefix(e.Path, skipped) {
+			return nil
 		}
-		return f(e, viewFile{s.dir, e})
+		var c content
+		if e.Type == snapshot.File {
+			c = viewFile{s.dir, e}
+		}
+		err := f(e, c)
+		if errors.Is(err, errSkip) {
+			skipped, err = e.Path+"/", nil
+		}
+		return err
 	})
 }
 

@@ -83,21 +83,28 @@ func ReadContext(ctx context.Context, r io.Reader, dir string) (text []byte, err
 }
 
 func untarOne(root *os.Root, h *tar.Header, content io.Reader) error {
+	if h.Typeflag == tar.TypeXGlobalHeader {
+		return nil
+	}
 	if err := root.MkdirAll(path.Dir(h.Name), 0o755); err != nil {
 		return err
 	}
-	if h.Typeflag == tar.TypeDir {
-		err := root.Mkdir(h.Name, 0o755)
-		if errors.Is(err, fs.ErrExist) {
-			return nil
+	old, err := root.Lstat(h.Name)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+	case err != nil:
+		return err
+	case old.IsDir() && h.Typeflag == tar.TypeDir:
+		return nil
+	default:
+		if err := root.RemoveAll(h.Name); err != nil {
+			return err
 		}
-		return err
-	}
-	if err := root.Remove(h.Name); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
 	}
 	switch h.Typeflag {
-	case tar.TypeReg:
+	case tar.TypeDir:
+		return root.Mkdir(h.Name, 0o755)
+	case tar.TypeReg, tar.TypeCont, tar.TypeGNUSparse:
 		f, err := root.OpenFile(h.Name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 		if err != nil {
 			return err
@@ -105,14 +112,29 @@ func untarOne(root *os.Root, h *tar.Header, content io.Reader) error {
 		_, err = io.Copy(f, content)
 		return errors.Join(err, f.Close(), finish(root, h))
 	case tar.TypeSymlink:
-		return root.Symlink(h.Linkname, h.Name)
+		return errors.Join(root.Symlink(h.Linkname, h.Name), linkTime(root, h))
 	case tar.TypeLink:
 		return root.Link(path.Clean("/" + h.Linkname)[1:], h.Name)
 	}
 	return nil // devices and fifos are the image's business, not the caller's disk's
 }
 
+// linkTime gives a link its time, which is in the layer of whoever copies it.
+func linkTime(root *os.Root, h *tar.Header) error {
+	dir, err := root.Open(path.Dir(h.Name))
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	return utimes(int(dir.Fd()), path.Base(h.Name), h.ModTime.UnixNano())
+}
+
+// finish sets what was left open, unless something else has taken the name since.
 func finish(root *os.Root, h *tar.Header) error {
+	now, err := root.Lstat(h.Name)
+	if errors.Is(err, fs.ErrNotExist) || err == nil && now.Mode().Type() != h.FileInfo().Mode().Type() {
+		return nil
+	}
 	mode := h.FileInfo().Mode()
 	if err := root.Chmod(h.Name, mode.Perm()|mode&(os.ModeSetuid|os.ModeSetgid|os.ModeSticky)); err != nil {
 		return err

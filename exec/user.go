@@ -67,9 +67,9 @@ func runUser(root *os.File, text string) (*user.ExecUser, error) {
 	return u, nil
 }
 
-// setOwner reads --chown by BuildKit's rules: a number without a group is the group, too; names are looked up in the root that is
-// written to, and an unknown one is 0.
-func (t *target) setOwner(text string) error {
+// setOwner reads --chown (or WORKDIR's USER; what says which) by BuildKit's rules: a number without a group is the group, too; names are
+// looked up in the root that is written to. An unknown user is 0, an unknown group the user's: as BuildKit does, but with a note.
+func (t *target) setOwner(what, text string) error {
 	if text == "" {
 		return nil
 	}
@@ -82,17 +82,19 @@ func (t *target) setOwner(text string) error {
 	if n, ok := number(userPart); ok {
 		t.uid, t.gid = n, n
 	} else if userPart != "" && userPart != "root" {
-		t.uid, t.gid = lookupUser(passwd, userPart)
+		if t.uid, t.gid, ok = lookupUser(passwd, userPart); !ok {
+			t.notes = append(t.notes, fmt.Sprintf("%s %s: the root has no user %q, so the owner is root (0)", what, text, userPart))
+		}
 	}
 	if !hasGroup {
 		return nil
 	}
-	if n, ok := number(groupPart); ok || groupPart == "" {
+	if n, ok := number(groupPart); ok || groupPart == "" || groupPart == "root" {
 		t.gid = n
-	} else if groupPart == "root" {
-		t.gid = 0
 	} else if g, ok := lookupGroup(group, groupPart); ok {
 		t.gid = g
+	} else {
+		t.notes = append(t.notes, fmt.Sprintf("%s %s: the root has no group %q, so the group is %d", what, text, groupPart, t.gid))
 	}
 	return nil
 }
@@ -102,12 +104,12 @@ func number(s string) (uint32, bool) {
 	return uint32(n), err == nil
 }
 
-func lookupUser(passwd []byte, name string) (uid, gid uint32) {
+func lookupUser(passwd []byte, name string) (uid, gid uint32, ok bool) {
 	users, err := user.ParsePasswdFilter(bytes.NewReader(passwd), func(u user.User) bool { return u.Name == name })
 	if err != nil || len(users) == 0 {
-		return 0, 0
+		return 0, 0, false
 	}
-	return uint32(users[0].Uid), uint32(users[0].Gid)
+	return uint32(users[0].Uid), uint32(users[0].Gid), true
 }
 
 func lookupGroup(group []byte, name string) (uint32, bool) {
