@@ -50,6 +50,8 @@ type Options struct {
 	Driver string
 	// Scratch is a directory on the same file system for mount points, private to this process (inner process only).
 	Scratch string
+	// Boot is the boot id of this run of the machine. Files of another run are checked before they are used; "" checks none.
+	Boot string
 }
 
 // A Store is the directory of snapshots. What only reads (Has, View, Parent, List) works in any process; what makes,

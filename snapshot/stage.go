@@ -232,7 +232,7 @@ func (s *Store) publish(st *stage, n, parent Name) error {
 	if err != nil {
 		return err
 	}
-	for name, content := range map[string]string{"parent": string(parent) + "\n", "used": ""} {
+	for name, content := range map[string]string{"parent": string(parent) + "\n", "used": "", bootFile: s.o.Boot + "\n"} {
 		if err := writeFile(st.dir, name, content); err != nil {
 			return err
 		}
@@ -247,7 +247,7 @@ func (s *Store) publish(st *stage, n, parent Name) error {
 		if !errors.Is(err, fs.ErrExist) && !errors.Is(err, unix.ENOTEMPTY) {
 			return err
 		}
-		if s.treeIsWhole(filepath.Join(to, "tree")) == nil {
+		if s.treeIsWhole(filepath.Join(to, "tree")) == nil && s.filesAreWhole(to) == nil {
 			return st.drop()
 		}
 		// What is there is damaged, so it counts as absent.

@@ -180,6 +180,9 @@ func (s *Store) ownParent(n Name, again bool) (Name, error) {
 	if _, err := os.Lstat(filepath.Join(dir, "fs")); err != nil {
 		return "", fmt.Errorf("%s: %w", n, ErrNotExist)
 	}
+	if err := s.filesAreWhole(dir); err != nil {
+		return "", fmt.Errorf("%w: %w", ErrNotExist, err)
+	}
 	if p, err = s.parent(dir); err != nil {
 		return "", err
 	}
