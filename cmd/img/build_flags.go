@@ -54,6 +54,7 @@ type BuildCmd struct {
 	Secret    []string `sep:"none" group:"RUN" placeholder:"SPEC" help:"Secret for RUN --mount=type=secret: id=ID[,src=FILE|,env=VAR][,type=file|env]."`
 	Network   string   `group:"RUN" placeholder:"MODE" help:"Network of RUN: default, host, none."`
 	AddHost   []string `sep:"none" group:"RUN" placeholder:"NAME:IP" help:"Add a line to RUN's /etc/hosts."`
+	Allow     []string `group:"RUN" placeholder:"NAME" help:"Grant an entitlement: security.insecure (network.host needs none)."`
 	Isolation string   `group:"RUN" placeholder:"TIER" help:"Sandbox tier: auto."`
 	Jobs      int      `group:"RUN" placeholder:"N" help:"How many steps run at once (default: all that are ready)."`
 
@@ -78,7 +79,6 @@ type ignoredFlags struct {
 // unservedFlags are known, and refused by name with the reason in unserved.
 type unservedFlags struct {
 	Annotation   []string `sep:"none" hidden:""`
-	Allow        []string `sep:"none" hidden:""`
 	Attest       []string `sep:"none" hidden:""`
 	BuildArgFile []string `sep:"none" hidden:""`
 	CacheFrom    []string `sep:"none" hidden:""`
@@ -124,7 +124,6 @@ type unservedFlags struct {
 // unserved says why an option is refused. Values that ask for what happens anyway are in harmless.
 var unserved = map[string]string{
 	"annotation":     "annotations cannot be set yet; use --label",
-	"allow":          "no entitlement can be granted: RUN --security=insecure is not served",
 	"attest":         "no attestations are made",
 	"build-arg-file": "argument files are not read yet; use --build-arg",
 	"cache-from":     "caches cannot be imported yet",
@@ -298,7 +297,10 @@ type buildRequest struct {
 	// Progress is a mode of package progress.
 	Progress string
 	Push     bool
+	// Insecure accepts registries without TLS.
 	Insecure bool
+	// Insecurely allows RUN --security=insecure.
+	Insecurely bool
 }
 
 // request checks the options and says what they mean. It reads the environment and nothing else.
@@ -689,6 +691,15 @@ func (c *BuildCmd) sandbox(r *buildRequest, _ *Globals) (err error) {
 		return usagef("--isolation rootful is not served: container root is never the host's root")
 	default:
 		return usagef("--isolation %s is not served: the sandbox is the strongest this host allows (auto)", c.Isolation)
+	}
+	for _, a := range c.Allow {
+		switch a {
+		case "security.insecure":
+			r.Insecurely = true
+		case "network.host": // RUN has it anyway
+		default:
+			return usagef("--allow %s is not served: there are security.insecure and network.host", a)
+		}
 	}
 	if c.Jobs < 0 {
 		return usagef("--jobs must not be negative")

@@ -53,6 +53,8 @@ type Options struct {
 	Network  string
 	Hosts    []dag.Host
 	Hostname string
+	// Insecure allows RUN --security=insecure.
+	Insecure bool
 	// Compression of packed layers; "" means gzip. Docker chooses Docker's media types.
 	Compression string
 	Docker      bool

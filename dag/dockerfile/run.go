@@ -33,6 +33,9 @@ func (l *lowering) run(s *stage, c command, i *instructions.RunCommand) error {
 		op.Dir = s.config.WorkingDir
 	}
 	if instructions.GetSecurity(i) == instructions.SecurityInsecure {
+		if !l.o.Insecure {
+			return errors.New("RUN --security=insecure is not allowed: security.insecure is not granted (--allow security.insecure)")
+		}
 		op.Security = instructions.SecurityInsecure
 	}
 	name := i.String()
