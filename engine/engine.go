@@ -5,6 +5,7 @@ package engine
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"time"
 
@@ -99,6 +100,15 @@ type VertexError struct {
 
 func (e *VertexError) Error() string { return e.Vertex.Name + ": " + e.Err.Error() }
 func (e *VertexError) Unwrap() error { return e.Err }
+
+// A PanicError is a panic of an Executor: a bug, not a failure of the step.
+type PanicError struct {
+	Value any
+	// Stack is where it happened, as runtime/debug.Stack has it; "" if unknown.
+	Stack string
+}
+
+func (e *PanicError) Error() string { return fmt.Sprintf("panic: %v", e.Value) }
 
 // Step identifies a vertex across builds, for cache.Record.Step: stage, platform and name.
 func Step(v *dag.Vertex) string { return v.Stage + " " + v.Platform + " " + v.Name }

@@ -2,7 +2,6 @@ package engine
 
 import (
 	"context"
-	"fmt"
 	"runtime/debug"
 	"sync"
 
@@ -131,7 +130,7 @@ func (s *solver) exec(ctx context.Context, n *node, in []cache.Output) report {
 func guard(f func() error) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
-			err = fmt.Errorf("panic: %v\n%s", p, debug.Stack())
+			err = &PanicError{Value: p, Stack: string(debug.Stack())}
 		}
 	}()
 	return f()

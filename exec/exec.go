@@ -8,7 +8,6 @@ package exec
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -33,6 +32,8 @@ type Options struct {
 	Layout    *layout.Store
 	// Driver is snapshot.Overlay, snapshot.Copies or "" for the best that works.
 	Driver string
+	// Boot is the boot id of this run of the machine.
+	Boot string
 	// Contexts are the local build contexts by name.
 	Contexts map[string]*Context
 	// Base is where layers of base images come from that the local store does not have.
@@ -50,12 +51,12 @@ type Options struct {
 // An Executor implements engine.Executor.
 type Executor struct {
 	o     Options
-	start sync.Once
-	proc  *process
-	err   error
+	start flight
 
 	mu       sync.Mutex
-	unpacked map[snapshot.Name]*unpacking
+	proc     *process
+	closed   bool
+	unpacked map[snapshot.Name]*flight
 	bases    map[snapshot.Name]*dag.Image
 	// temps delete directories that go with the executor.
 	temps []func() error
@@ -71,24 +72,8 @@ func New(o Options) *Executor {
 	for _, c := range o.Contexts {
 		c.hide(o.State)
 	}
-	return &Executor{o: o, unpacked: map[snapshot.Name]*unpacking{}, bases: map[snapshot.Name]*dag.Image{}}
+	return &Executor{o: o, unpacked: map[snapshot.Name]*flight{}, bases: map[snapshot.Name]*dag.Image{}}
 }
-
-// Close ends the inner process, if there is one, and with it whatever it runs.
-func (x *Executor) Close() error {
-	x.start.Do(func() { x.err = errors.New("executor is closed") })
-	if x.proc == nil {
-		return nil
-	}
-	err := x.proc.close()
-	for _, remove := range x.temps {
-		err = errors.Join(err, remove())
-	}
-	return err
-}
-
-// Started reports whether the inner process was needed.
-func (x *Executor) Started() bool { return x.proc != nil }
 
 // Tier is the sandbox tier that steps of this build run under (design §6).
 func (x *Executor) Tier() int {
@@ -182,17 +167,4 @@ func decode[T any](out cache.Output) (T, error) {
 func encode(v any) (cache.Output, error) {
 	b, err := json.Marshal(v)
 	return cache.Output(b), err
-}
-
-// call starts the inner process if need be and calls one of its methods.
-func (x *Executor) call(ctx context.Context, method string, args, reply any, files ...*os.File) error {
-	p, err := x.process(ctx)
-	if err != nil {
-		return err
-	}
-	out, err := p.conn.Call(ctx, method, args, reply, files...)
-	for _, f := range out {
-		f.Close()
-	}
-	return fromWire(err)
 }

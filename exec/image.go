@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"sync"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/types"
@@ -96,26 +95,19 @@ func (x *Executor) fetch(ctx context.Context, d v1.Descriptor) error {
 	return nil
 }
 
-// An unpacking is a base image that is being unpacked, or has been.
-type unpacking struct {
-	once sync.Once
-	err  error
-}
-
 // materialize sees to it that a snapshot's files are there: those of base images are unpacked on first need.
 func (x *Executor) materialize(ctx context.Context, n snapshot.Name) error {
 	if n == "" {
 		return nil
 	}
 	x.mu.Lock()
-	u := x.unpacked[n]
-	if u == nil {
-		u = &unpacking{}
-		x.unpacked[n] = u
+	f := x.unpacked[n]
+	if f == nil {
+		f = &flight{}
+		x.unpacked[n] = f
 	}
 	x.mu.Unlock()
-	u.once.Do(func() { u.err = x.ensure(ctx, n) })
-	return u.err
+	return f.do(ctx, func(ctx context.Context) error { return x.ensure(ctx, n) })
 }
 
 func (x *Executor) ensure(ctx context.Context, n snapshot.Name) error {

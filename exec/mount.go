@@ -9,7 +9,9 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"sort"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -174,12 +176,14 @@ func (x *Executor) mountArgs(ctx context.Context, op *dag.Run, i int, in []cache
 	return a, err
 }
 
-// mountAll makes the step's mounts, in the Dockerfile's order. Locked caches are taken first, sorted by id, so that two steps never wait
-// for each other.
+// mountAll makes the step's mounts, sorted by target as BuildKit has them: what is mounted below another mount shows whatever the
+// Dockerfile's order is. Locked caches are taken first, sorted by id, so that two steps never wait for each other.
 func (s *step) mountAll(ctx context.Context, mounts []mountArgs) error {
 	if err := s.lockCaches(ctx, mounts); err != nil {
 		return err
 	}
+	mounts = slices.Clone(mounts)
+	slices.SortStableFunc(mounts, func(a, b mountArgs) int { return strings.Compare(a.M.Target, b.M.Target) })
 	for _, m := range mounts {
 		if err := s.mount(ctx, m); err != nil {
 			return fmt.Errorf("mount %s at %s: %w", m.M.Type, m.M.Target, err)
@@ -195,42 +199,69 @@ func (s *step) mount(ctx context.Context, m mountArgs) error {
 	case dag.MountCache:
 		return s.cache(ctx, m)
 	case dag.MountTmpfs:
-		if err := s.point(m.M.Target, true); err != nil {
-			return err
-		}
-		s.mounts = append(s.mounts, sandbox.Mount{Type: "tmpfs", Target: m.M.Target, Size: m.M.Size, NoSuid: true, NoDev: true})
-		return nil
+		return s.tmpfs(m)
 	case dag.MountSecret:
 		return s.secret(m)
 	}
 	return fmt.Errorf("unknown type of mount %q", m.M.Type)
 }
 
+// tmpfs has the mode of the directory that it covers, as runc does it; over none it is everybody's.
+func (s *step) tmpfs(m mountArgs) error {
+	t := sandbox.Mount{Type: "tmpfs", Target: m.M.Target, Size: m.M.Size, NoSuid: true, NoDev: true}
+	p, err := s.root.resolve(m.M.Target)
+	if err != nil {
+		return err
+	}
+	if st, err := statIn(s.root.root, p); err == nil && !s.covered(p) {
+		t.Mode = st.Mode & 0o7777
+	}
+	s.mounts = append(s.mounts, t)
+	return s.point(m.M.Target, true)
+}
+
 // bind shows a part of a source. What the key did not see is hidden, and writes to a writable bind are thrown away: both by an overlay
 // whose upper directory goes with the step, or by a copy where there is no overlay.
 func (s *step) bind(ctx context.Context, m mountArgs) error {
-	dir, err := s.sourceDir(ctx, m.From)
+	at, err := s.shown(ctx, m)
 	if err != nil {
 		return err
-	}
-	held, err := s.hold(dir, m.Real)
-	if err != nil {
-		return err
-	}
-	if m.IsDir && (!m.M.ReadOnly || len(m.Hidden) > 0) {
-		if held, err = s.throwaway(held, m.Hidden); err != nil {
-			return err
-		}
-	} else if !m.M.ReadOnly {
-		if held, err = s.copyFile(held); err != nil {
-			return err
-		}
 	}
 	if err := s.point(m.M.Target, m.IsDir); err != nil {
 		return err
 	}
-	s.mounts = append(s.mounts, sandbox.Mount{Type: "bind", Source: held, Target: m.M.Target, ReadOnly: m.M.ReadOnly, NoDev: true})
+	s.mounts = append(s.mounts, sandbox.Mount{Type: "bind", Source: at, Target: m.M.Target, ReadOnly: m.M.ReadOnly, NoDev: true})
 	return nil
+}
+
+// shown returns where what a bind mount shows is.
+func (s *step) shown(ctx context.Context, m mountArgs) (string, error) {
+	if !m.IsDir && !m.M.ReadOnly {
+		dir, err := s.scratch()
+		if err != nil {
+			return "", err
+		}
+		return s.copyFrom(ctx, m, dir)
+	}
+	dir, err := s.sourceDir(ctx, m.From)
+	if err != nil {
+		return "", err
+	}
+	held, err := s.hold(dir, m.Real)
+	if err != nil || m.M.ReadOnly && len(m.Hidden) == 0 {
+		return held, err
+	}
+	return s.throwaway(ctx, m, held)
+}
+
+// scratch makes a directory that goes with the step. It is on the disk: nobody knows how much will be written to it.
+func (s *step) scratch() (string, error) {
+	st, err := s.w.snaps.Stage()
+	if err != nil {
+		return "", err
+	}
+	s.later(st.Discard)
+	return st.Dir(), nil
 }
 
 // sourceDir returns a directory that shows a source.
@@ -286,69 +317,146 @@ func (s *step) hold(dir, p string) (string, error) {
 }
 
 // throwaway shows a directory less the hidden paths; what is written there goes with the step.
-func (s *step) throwaway(lower string, hidden []string) (string, error) {
-	base := path.Join(s.dir, fmt.Sprintf("over-%d", len(s.undo)))
-	for _, d := range []string{"", "upper", "work", "merged"} {
-		if err := os.Mkdir(path.Join(base, d), 0o755); err != nil {
-			return "", err
-		}
-	}
-	opts := fmt.Sprintf("lowerdir=%s,upperdir=%s/upper,workdir=%s/work,userxattr", lower, base, base)
-	at := path.Join(base, "merged")
-	err := unix.Mount("overlay", at, "overlay", 0, opts)
+func (s *step) throwaway(ctx context.Context, m mountArgs, lower string) (string, error) {
+	base, err := s.scratch()
 	if err != nil {
-		if at, err = s.copyDir(lower, base); err != nil {
-			return "", err
-		}
-	} else {
-		s.later(func() error { return unix.Unmount(at, unix.MNT_DETACH) })
+		return "", err
 	}
-	for _, h := range hidden {
-		if err := os.RemoveAll(path.Join(at, h)); err != nil {
+	over := &overlay{lower: lower, upper: path.Join(base, "upper"), work: path.Join(base, "work"), at: path.Join(base, "merged")}
+	for _, d := range []string{over.upper, over.work, over.at} {
+		if err := os.Mkdir(d, 0o755); err != nil {
 			return "", err
 		}
 	}
-	return at, nil
+	if err := likeRoot(over.upper, lower); err != nil {
+		return "", err
+	}
+	if err := over.mount(); err != nil {
+		return s.copyFrom(ctx, m, over.at)
+	}
+	s.later(over.unmount)
+	if len(m.Hidden) == 0 {
+		return over.at, nil
+	}
+	return over.at, over.hide(m.Hidden)
 }
 
-// copyDir is throwaway without an overlay.
-func (s *step) copyDir(from, base string) (string, error) {
-	at := path.Join(base, "copy")
-	if err := os.Mkdir(at, 0o755); err != nil {
-		return "", err
+// likeRoot gives a new directory the mode, the owner and the time of another.
+func likeRoot(dir, of string) error {
+	var st unix.Stat_t
+	if err := unix.Stat(of, &st); err != nil {
+		return &os.PathError{Op: "stat", Path: of, Err: err}
 	}
-	c, err := OpenContext(from, nil, "", "")
+	// Owner before mode: chown clears the set-id bits.
+	err := os.Chown(dir, int(st.Uid), int(st.Gid))
+	if err == nil {
+		err = unix.Chmod(dir, st.Mode&0o7777)
+	}
+	if err == nil {
+		err = unix.UtimesNano(dir, []unix.Timespec{st.Atim, st.Mtim})
+	}
+	return err
+}
+
+// An overlay is a directory that can be written to above one that cannot.
+type overlay struct{ lower, upper, work, at string }
+
+func (o *overlay) mount() error {
+	return unix.Mount("overlay", o.at, "overlay", 0, fmt.Sprintf("lowerdir=%s,upperdir=%s,workdir=%s,userxattr", o.lower, o.upper, o.work))
+}
+
+func (o *overlay) unmount() error { return unix.Unmount(o.at, unix.MNT_DETACH) }
+
+// hide puts whiteouts into the upper directory, beside the mount: removing by it would cost as much as there is below the paths. The
+// overlay itself makes their parents in the upper directory, with all attributes, when it is told to change one.
+func (o *overlay) hide(paths []string) error {
+	if err := o.copyUp(paths); err != nil {
+		return err
+	}
+	if err := o.unmount(); err != nil {
+		return fmt.Errorf("unmount overlay: %w", err)
+	}
+	upper, err := os.Open(o.upper)
+	if err != nil {
+		return err
+	}
+	defer upper.Close()
+	for _, p := range paths {
+		if err := whiteOut(upper, p); err != nil {
+			return &os.PathError{Op: "hide", Path: p, Err: err}
+		}
+	}
+	return o.mount()
+}
+
+func (o *overlay) copyUp(paths []string) error {
+	root, err := os.OpenRoot(o.at)
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	done := ""
+	for _, p := range paths {
+		dir := path.Dir(p)
+		if dir == done {
+			continue
+		}
+		info, err := root.Lstat(dir)
+		if err == nil {
+			err = root.Chmod(dir, info.Mode())
+		}
+		if err != nil {
+			return err
+		}
+		done = dir
+	}
+	return nil
+}
+
+func whiteOut(upper *os.File, p string) error {
+	fd, err := unix.Openat2(int(upper.Fd()), path.Dir(p), &unix.OpenHow{
+		Flags:   unix.O_PATH | unix.O_DIRECTORY | unix.O_CLOEXEC,
+		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS,
+	})
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	return unix.Mknodat(fd, path.Base(p), unix.S_IFCHR, 0)
+}
+
+// copyFrom copies what a mount shows into an empty directory, with its owners and without what is hidden, and returns where it is.
+func (s *step) copyFrom(ctx context.Context, m mountArgs, to string) (string, error) {
+	src, release, err := s.w.openFrom(ctx, m.From)
 	if err != nil {
 		return "", err
 	}
-	defer c.Close()
-	t, err := newTarget(at, s.w.setup.IDs)
+	defer release()
+	t, err := newTarget(to, s.w.setup.IDs)
 	if err != nil {
 		return "", err
 	}
 	defer t.close()
-	err = c.walk(".", func(e snapshot.Entry, con content) error {
-		if e.Path == "." {
-			return nil
+	root := "."
+	if !m.IsDir {
+		root = "file"
+	}
+	err = src.walk(m.Real, func(e snapshot.Entry, c content) error {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
 		}
-		_, err := t.put(e.Path, e, con)
+		rel, _ := relative(m.Real, e.Path)
+		if e.HardLink != "" {
+			// A first name that is not shown leaves a file of its own.
+			first, ok := relative(m.Real, e.HardLink)
+			if e.HardLink = first; !ok {
+				e.HardLink = ""
+			}
+		}
+		_, err := t.put(path.Join(root, rel), e, c)
 		return err
 	})
-	return at, errors.Join(err, t.setTimes())
-}
-
-func (s *step) copyFile(from string) (string, error) {
-	data, err := os.ReadFile(from)
-	if err != nil {
-		return "", err
-	}
-	st, err := os.Stat(from)
-	if err != nil {
-		return "", err
-	}
-	at := path.Join(s.dir, fmt.Sprintf("rw-%d", len(s.undo)))
-	s.later(func() error { return nil })
-	return at, os.WriteFile(at, data, st.Mode().Perm())
+	return path.Join(to, root), errors.Join(err, t.setTimes())
 }
 
 // secret shows a secret as a file on the step's tmpfs, as a variable, or both. A missing one that is not required is skipped.
@@ -422,26 +530,45 @@ func (w *world) openCache(ctx context.Context, id, sharing string) (*cacheDir, e
 	if err := os.WriteFile(path.Join(base, "id"), []byte(id), 0o644); err != nil {
 		return nil, err
 	}
+	how := unix.LOCK_EX
+	if sharing == dag.SharingShared || sharing == "" {
+		how = unix.LOCK_SH
+	}
 	for n := 0; ; n++ {
 		dir := path.Join(base, fmt.Sprint(n))
-		f, err := os.OpenFile(dir+".lock", os.O_RDWR|os.O_CREATE, 0o644)
+		f, err := lockFile(ctx, dir+".lock", how, sharing != dag.SharingPrivate)
 		if err != nil {
 			return nil, err
 		}
-		how := unix.LOCK_EX
-		if sharing == dag.SharingShared || sharing == "" {
-			how = unix.LOCK_SH
+		if f != nil {
+			return &cacheDir{path: dir, lock: f}, nil
 		}
-		ok, err := flock(ctx, f, how, sharing != dag.SharingPrivate)
+		// a private cache that is in use: the next copy
+	}
+}
+
+// lockFile locks a file, which it makes; nil if it is locked by another and wait is false. Who pruned the cache meanwhile has removed
+// the file that was waited for.
+func lockFile(ctx context.Context, name string, how int, wait bool) (*os.File, error) {
+	for {
+		f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE, 0o644)
 		if err != nil {
+			return nil, err
+		}
+		ok, err := flock(ctx, f, how, wait)
+		if err != nil || !ok {
 			f.Close()
 			return nil, err
 		}
-		if !ok {
-			f.Close()
-			continue // a private cache that is in use: the next copy
+		mine, err1 := f.Stat()
+		named, err2 := os.Stat(name)
+		if err1 == nil && err2 == nil && os.SameFile(mine, named) {
+			return f, nil
 		}
-		return &cacheDir{path: dir, lock: f}, nil
+		f.Close()
+		if err := os.MkdirAll(path.Dir(name), 0o755); err != nil {
+			return nil, err
+		}
 	}
 }
 
@@ -503,32 +630,28 @@ func (s *step) fillCache(ctx context.Context, d *cacheDir, m mountArgs) error {
 	return unix.Chmod(d.path, uint32(mode))
 }
 
-// newCache makes a cache directory by rename, so that one that was being filled when a build died is not taken for whole.
+// newCache makes a cache directory by rename, so that one that was being filled when a build died is not taken for whole. One step makes
+// it, others that share it wait: a directory that is in use must not be replaced.
 func (s *step) newCache(ctx context.Context, d *cacheDir, m mountArgs) error {
-	tmp, err := os.MkdirTemp(path.Dir(d.path), ".tmp-")
+	making, err := lockFile(ctx, d.path+".making", unix.LOCK_EX, true)
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(tmp)
-	dir := tmp
+	defer making.Close()
+	if _, err := os.Lstat(d.path); err == nil {
+		return nil
+	}
+	tmp := d.path + ".tmp"
+	if err := os.RemoveAll(tmp); err != nil {
+		return err
+	}
+	if err := os.Mkdir(tmp, 0o755); err != nil {
+		return err
+	}
 	if m.From.Context != nil || m.From.Name != "" {
-		src, err := s.sourceDir(ctx, m.From)
-		if err != nil {
-			return err
-		}
-		held, err := s.hold(src, m.Real)
-		if err != nil {
-			return err
-		}
-		if dir, err = s.copyDir(held, tmp); err != nil {
-			return err
+		if _, err := s.copyFrom(ctx, m, tmp); err != nil {
+			return errors.Join(err, os.RemoveAll(tmp))
 		}
 	}
-	if err := os.Chmod(dir, 0o755); err != nil {
-		return err
-	}
-	if err := os.Rename(dir, d.path); err != nil && !errors.Is(err, unix.ENOTEMPTY) && !errors.Is(err, os.ErrExist) {
-		return err
-	}
-	return nil
+	return os.Rename(tmp, d.path)
 }

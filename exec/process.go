@@ -7,10 +7,12 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
 	"img/cache/atomicfile"
+	"img/engine"
 	"img/exec/inner"
 	"img/snapshot"
 	"img/userns"
@@ -41,6 +43,7 @@ type setup struct {
 	IDs    uint32
 	Single bool
 	Driver string
+	Boot   string
 	// Dirs describe the files that come with the call.
 	Dirs       []sharedDir
 	ResolvConf []byte
@@ -60,12 +63,73 @@ type setupReply struct {
 	Notes  []string
 }
 
+// call starts the inner process if need be and calls one of its methods.
+func (x *Executor) call(ctx context.Context, method string, args, reply any, files ...*os.File) error {
+	p, err := x.process(ctx)
+	if err != nil {
+		return err
+	}
+	out, err := p.conn.Call(ctx, method, args, reply, files...)
+	for _, f := range out {
+		f.Close()
+	}
+	if errors.Is(err, inner.ErrDied) && ctx.Err() == nil {
+		return p.died()
+	}
+	return fromWire(err)
+}
+
 // process starts the inner process once.
 func (x *Executor) process(ctx context.Context) (*process, error) {
-	x.start.Do(func() {
-		x.proc, x.err = x.startProcess(ctx)
-	})
-	return x.proc, x.err
+	if err := x.start.do(ctx, x.begin); err != nil {
+		return nil, err
+	}
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return x.proc, nil
+}
+
+var errClosed = errors.New("the executor is closed")
+
+func (x *Executor) begin(ctx context.Context) error {
+	p, err := x.startProcess(ctx)
+	if err != nil {
+		return err
+	}
+	x.mu.Lock()
+	closed := x.closed
+	if !closed {
+		x.proc = p
+	}
+	x.mu.Unlock()
+	if closed {
+		p.close()
+		return errClosed
+	}
+	return nil
+}
+
+// Started reports whether the inner process was needed.
+func (x *Executor) Started() bool {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return x.proc != nil
+}
+
+// Close ends the inner process, if there is one, and with it whatever it runs.
+func (x *Executor) Close() error {
+	x.mu.Lock()
+	x.closed = true
+	p := x.proc
+	x.mu.Unlock()
+	var err error
+	if p != nil {
+		err = p.close()
+	}
+	for _, remove := range x.temps {
+		err = errors.Join(err, remove())
+	}
+	return err
 }
 
 func (x *Executor) startProcess(ctx context.Context) (*process, error) {
@@ -102,7 +166,7 @@ func (x *Executor) setUp(ctx context.Context, p *process) error {
 	if m.Why != "" {
 		x.o.Note(weaker(m))
 	}
-	s := setup{Map: m.Label(), IDs: m.IDs(), Single: m.Single(), Driver: x.o.Driver, ResolvConf: x.o.ResolvConf}
+	s := setup{Map: m.Label(), IDs: m.IDs(), Single: m.Single(), Driver: x.o.Driver, Boot: x.o.Boot, ResolvConf: x.o.ResolvConf}
 	var files []*os.File
 	defer func() {
 		for _, f := range files {
@@ -262,12 +326,35 @@ func makeMapDir(dir string, m userns.Mapping) error {
 	return os.Chmod(sub, 0o755)
 }
 
+// farewell is how long the inner process may take to tidy up.
+const farewell = 5 * time.Second
+
+// close ends the connection, upon which the process ends by itself, or is ended.
 func (p *process) close() error {
 	var err error
 	p.once.Do(func() {
 		err = p.conn.Close()
-		p.proc.Kill()
+		late := time.AfterFunc(farewell, func() { p.proc.Kill() })
 		p.proc.Wait()
+		late.Stop()
 	})
 	return err
+}
+
+// goPanic is the exit code of a Go program that a panic ended.
+const goPanic = 2
+
+// died says why the inner process is gone.
+func (p *process) died() error {
+	var exit *userns.ExitError
+	if !errors.As(p.proc.Wait(), &exit) {
+		return inner.ErrDied
+	}
+	switch exit.ExitCode() {
+	case goPanic:
+		return &engine.PanicError{Value: "the inner process crashed; what it said stands above"}
+	case 128 + int(unix.SIGKILL):
+		return fmt.Errorf("%w: it was killed, as the kernel does when memory runs out", inner.ErrDied)
+	}
+	return fmt.Errorf("%w: %s", inner.ErrDied, exit.State)
 }

@@ -16,6 +16,7 @@ import (
 	"img/dag"
 	"img/exec/sandbox"
 	"img/snapshot"
+	"img/userns"
 )
 
 // runKey: proxy variables, limits and the addresses of added hosts do not count; of cache and secret mounts only the options and
@@ -124,6 +125,8 @@ type step struct {
 	env    []string
 	mounts []sandbox.Mount
 	points []mountPoint
+	// over are the paths that the mounts so far cover, links resolved.
+	over   []string
 	caches map[string]*cacheDir
 	user   *user.ExecUser
 	undo   []func() error
@@ -164,11 +167,11 @@ func (s *step) release() {
 func (s *step) prepare(ctx context.Context, a runArgs) error {
 	// BuildKit's executor makes a missing working directory, and it stays in the layer.
 	dir, err := s.root.resolve(a.Op.Dir)
-	if err != nil {
-		return err
+	if err == nil {
+		err = s.root.mkdirAll(dir)
 	}
-	if err := s.root.mkdirAll(dir); err != nil {
-		return err
+	if err != nil {
+		return fmt.Errorf("make the working directory: %w", err)
 	}
 	for _, d := range []string{"/proc", "/sys", "/dev"} {
 		if err := s.point(d, true); err != nil {
@@ -259,8 +262,10 @@ func (s *step) checkIDs(spec *sandbox.Spec, name string) error {
 	}
 	for _, id := range append([]uint32{spec.UID, spec.GID}, spec.Groups...) {
 		if id >= s.w.setup.IDs {
-			return fmt.Errorf("USER %s: id %d is outside of the build's %d ids; give the builder more subordinate ids in /etc/subuid and /etc/subgid",
-				name, id, s.w.setup.IDs)
+			return &userns.Error{
+				Err:    fmt.Errorf("USER %s: id %d is outside of the build's %d ids", name, id, s.w.setup.IDs),
+				Remedy: "give the builder more subordinate ids in /etc/subuid and /etc/subgid",
+			}
 		}
 	}
 	return nil
@@ -345,15 +350,21 @@ type mountPoint struct {
 	atime, mtime unix.Timespec
 }
 
-// point makes what is missing of a mount point and remembers it.
+// covered reports whether a path lies in one of the mounts so far: the root's own files do not show there.
+func (s *step) covered(p string) bool {
+	return slices.ContainsFunc(s.over, func(o string) bool { return p == o || strings.HasPrefix(p, o+"/") })
+}
+
+// point makes what is missing of a mount point and remembers it. In another mount the sandbox makes it.
 func (s *step) point(at string, isDir bool) error {
 	p, err := s.root.resolve(at)
 	if err != nil {
 		return err
 	}
-	if p == "." {
+	if p == "." || s.covered(p) {
 		return nil
 	}
+	s.over = append(s.over, p)
 	missing, err := s.missing(p)
 	if err != nil {
 		return err

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"syscall"
 
+	"img/engine"
 	"img/exec/inner"
 	"img/exec/sandbox"
 	"img/userns"
@@ -62,6 +63,11 @@ func fromWire(err error) error {
 		var d struct{ Remedy string }
 		if json.Unmarshal(e.Data, &d) == nil {
 			return &userns.Error{Err: err, Remedy: d.Remedy}
+		}
+	case inner.KindPanic:
+		p := &engine.PanicError{Value: e.Msg}
+		if json.Unmarshal(e.Data, &p.Stack) == nil {
+			return p
 		}
 	case "changed":
 		return &remoteError{e.Msg, errChanged}

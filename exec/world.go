@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"sync/atomic"
 
@@ -36,7 +37,11 @@ type world struct {
 // cannot work (userns.Settle); the first call says so.
 func Serve(broken error) error {
 	unix.Umask(0)
+	// What ends all processes of a session or a control group asks this one, too; the first process decides when it ends. Caught and
+	// not ignored: what is ignored stays so in the steps.
+	signal.Notify(make(chan os.Signal, 1), unix.SIGINT, unix.SIGTERM, unix.SIGHUP)
 	w := &world{broken: broken}
+	defer w.close()
 	return inner.Serve(os.NewFile(3, "calls"), map[string]inner.Handler{
 		"setup":  w.setUp,
 		"run":    handle(w.run),
@@ -47,6 +52,13 @@ func Serve(broken error) error {
 		"export": handle(w.export),
 		"remove": handle(w.remove),
 	})
+}
+
+// close removes the working trees that no step needs any more.
+func (w *world) close() {
+	if w.snaps != nil {
+		_ = w.snaps.Close() // what is left, the next process sweeps
+	}
 }
 
 // handle decodes a method's arguments.
@@ -232,7 +244,7 @@ func openShared(d sharedDir, f *os.File) (int, error) {
 
 // openSnapshots opens the store with the best driver that works here.
 func (w *world) openSnapshots() (setupReply, error) {
-	o := snapshot.Options{Map: w.setup.Map, IDs: w.setup.IDs, Driver: w.setup.Driver, Scratch: "/run/snapshot"}
+	o := snapshot.Options{Map: w.setup.Map, IDs: w.setup.IDs, Driver: w.setup.Driver, Scratch: "/run/snapshot", Boot: w.setup.Boot}
 	if err := os.MkdirAll(o.Scratch, 0o755); err != nil {
 		return setupReply{}, err
 	}

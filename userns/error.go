@@ -24,6 +24,19 @@ func (e *Error) WireKind() (kind string, data any) {
 	return "userns", map[string]string{"remedy": e.Remedy}
 }
 
+// An ExitError is an inner process that did not exit with 0.
+type ExitError struct{ State *os.ProcessState }
+
+func (e *ExitError) Error() string { return "the inner process ended: " + e.State.String() }
+
+// ExitCode is the code, or as shells have it 128 and the signal's number.
+func (e *ExitError) ExitCode() int {
+	if status, ok := e.State.Sys().(syscall.WaitStatus); ok && status.Signaled() {
+		return 128 + int(status.Signal())
+	}
+	return e.State.ExitCode()
+}
+
 // Explain adds to EPERM and EACCES of a call that needs the rights of a user namespace (mount, setgroups, sethostname ...)
 // what on this host forbids it: the result is an *Error. Other errors come back as they are. Both processes may call it.
 func Explain(err error) error {

@@ -32,6 +32,9 @@ type Config struct {
 	Files []*os.File
 	// Stderr is its standard error; nil is /dev/null, as are standard input and output.
 	Stderr *os.File
+	// SameSession keeps it in the caller's session and process group, for a command that uses the caller's terminal. Else a
+	// terminal's Ctrl-C is for this process alone to handle.
+	SameSession bool
 	// Dir becomes its working directory, as a place in its own mount namespace; nil is /. This is how the inner process reaches
 	// a directory below one that is closed to the mapped ids, such as root's home: no path is walked, and overlay accepts it, while
 	// it refuses (EINVAL) places known by a descriptor from here, which belong to the outer mount namespace.
@@ -39,7 +42,7 @@ type Config struct {
 }
 
 // A Process is the inner process: PID 1 of its own PID namespace, with its own user, mount, IPC and UTS namespaces, uid and gid 0 in
-// them with all capabilities, in a session of its own. It is killed when this process dies (death signal from a locked thread
+// them with all capabilities. It is killed when this process dies (death signal from a locked thread
 // that lives as long).
 type Process struct {
 	// Mapping is the one in force. It is weaker than asked for when the id helpers failed; Why says so.
@@ -231,7 +234,7 @@ func fork(args []string, c Config, attr *syscall.SysProcAttr) (*os.Process, erro
 	defer binary.Close()
 	attr.Cloneflags = unix.CLONE_NEWUSER | unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS
 	attr.Pdeathsig = syscall.SIGKILL
-	attr.Setsid = true // a terminal's Ctrl-C is for the first process to handle
+	attr.Setsid = !c.SameSession
 	var p *os.Process
 	done := make(chan struct{})
 	forks() <- func(ownDir error) {
@@ -333,14 +336,14 @@ func (c Config) process(child *os.Process) *Process {
 		case err != nil:
 			return fmt.Errorf("wait for the inner process: %w", err)
 		case !state.Success():
-			return fmt.Errorf("the inner process ended: %s", state)
+			return &ExitError{state}
 		}
 		return nil
 	})
 	return p
 }
 
-// Wait waits for its end, and is an error unless it exited with 0. All processes of its namespaces have ended then.
+// Wait waits for its end, and is an *ExitError unless it exited with 0. All processes of its namespaces have ended then.
 // It may be called several times, at once too.
 func (p *Process) Wait() error { return p.wait() }
 

@@ -311,7 +311,7 @@ func (b *build) options() dockerfile.Options {
 		Platform: b.r.Platform, BuildPlatform: b.r.Platform,
 		Contexts: map[string]dockerfile.Context{}, ProxyArgs: proxies(b.g.getenv),
 		NoCache: b.c.NoCache, NoCacheStages: b.r.NoCacheStage,
-		Network: b.r.Network, Hosts: b.r.Hosts,
+		Network: b.r.Network, Hosts: b.r.Hosts, Insecure: b.r.Insecurely,
 		Compression: b.compression(), Docker: b.r.Docker,
 		Epoch: b.r.Epoch, RewriteTimes: b.r.RewriteTimes,
 		Image: b.wantsImage(),
@@ -414,7 +414,7 @@ func (b *build) solve(ctx context.Context, display *progress.Display) (*img.Exec
 		})
 		var remapped *img.RemappedError
 		if !errors.As(err, &remapped) {
-			return x, outs, err
+			return x, outs, crashed(b.g.stderr, err)
 		}
 		x.Close()
 		display.Note(remapped.Error())

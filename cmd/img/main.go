@@ -124,7 +124,7 @@ func run(args []string, world Globals) int {
 	defer stop()
 	var g grammar
 	g.Globals = world
-	err := g.run(ctx, args)
+	err := catch(g.stderr, func() error { return g.run(ctx, args) })
 	return report(ctx, &g.Globals, err)
 }
 

@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/signal"
+	"syscall"
 
 	"img/userns"
 )
@@ -41,17 +43,19 @@ func (c *UnshareCmd) Run(ctx context.Context, g *Globals) error {
 		Env:     append(os.Environ(), "container=img"),
 		Files:   []*os.File{os.Stdin, os.Stdout, os.Stderr},
 		Stderr:  os.Stderr,
+
+		SameSession: true,
 	})
 	if err != nil {
 		return err
 	}
+	signal.Ignore(syscall.SIGINT) // a terminal sends it to the command, too: that is who decides
+	stop := context.AfterFunc(ctx, func() { p.Kill() })
+	defer stop()
 	err = p.Wait()
-	var exit interface {
-		error
-		ExitCode() int
-	}
-	if errors.As(err, &exit) && exit.ExitCode() >= 0 {
-		return &coded{err: fmt.Errorf("%s: %w", args[0], err), code: exit.ExitCode()}
+	var exit *userns.ExitError
+	if errors.As(err, &exit) {
+		return withCode(exit.ExitCode(), fmt.Errorf("%s: %s", args[0], exit.State))
 	}
 	return err
 }

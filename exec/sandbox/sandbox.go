@@ -205,7 +205,7 @@ func run(ctx context.Context, s Spec, c *configs.Config) (err error) {
 	}()
 	p := process(s)
 	if err := container.Run(p); err != nil {
-		return startError(err)
+		return startError(s.Root, err)
 	}
 	return wait(ctx, s, p)
 }
@@ -278,8 +278,12 @@ func exitError(state *os.ProcessState) error {
 	return nil
 }
 
-// startError tells a program that cannot be executed from a sandbox that cannot be made. The child's error comes as text alone.
-func startError(err error) error {
+// startError tells a program that cannot be executed, and a mount that cannot be made, from a sandbox that cannot. The child's error
+// comes as text alone.
+func startError(root string, err error) error {
+	if e := mountError(root, err.Error()); e != nil {
+		return e
+	}
 	_, msg, found := strings.Cut(err.Error(), `exec: "`)
 	switch msg = `exec: "` + msg; {
 	case !found:
@@ -290,4 +294,21 @@ func startError(err error) error {
 		return &ExitError{Code: codeNotExecutable, Msg: msg}
 	}
 	return fmt.Errorf("start process: %w", err)
+}
+
+// mountError makes of libcontainer's text
+//
+//	... error mounting "/src" to rootfs at "/target": ...: mkdirat /root/target: read-only file system
+//
+// what concerns the reader: the target and the cause, with paths as the process would have seen them.
+func mountError(root, text string) error {
+	_, after, found := strings.Cut(text, `" to rootfs at "`)
+	target, cause, ok := strings.Cut(after, `": `)
+	if !found || !ok {
+		return nil
+	}
+	if strings.HasPrefix(cause, "mount src=") {
+		cause = cause[strings.LastIndex(cause, ": ")+2:]
+	}
+	return fmt.Errorf("mount at %s: %s", target, strings.ReplaceAll(cause, root+"/", "/"))
 }
