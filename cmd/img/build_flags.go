@@ -447,6 +447,9 @@ func (c *BuildCmd) result(r *buildRequest, g *Globals) (err error) {
 	if err := checkStdout(r.Outputs, g); err != nil {
 		return err
 	}
+	if err := c.checkDests(r.Outputs); err != nil {
+		return err
+	}
 	if c.Push && len(r.Tags) == 0 && !slices.ContainsFunc(r.Outputs, func(o Output) bool { return o.Attrs["name"] != "" }) {
 		return usagef("--push needs a name: -t NAME")
 	}

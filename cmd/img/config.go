@@ -23,7 +23,8 @@ import (
 //	progress = "plain"
 //	build-arg = ["A=1"]
 //
-// and the environment's names are IMG_DEBUG, IMG_BUILD_PROGRESS and, for options of build, IMG_PROGRESS as well.
+// and the environment's names are IMG_DEBUG and IMG_BUILD_PROGRESS; those of build that say how and not what to build
+// have a short name as well, IMG_PROGRESS.
 type settings struct {
 	path   string
 	values map[string]any
@@ -119,13 +120,19 @@ func tomlValue(v any) any {
 	return v
 }
 
+// shortNames are the options of build that IMG_NAME sets, too. What is built and where it goes is not among them: variables
+// like IMG_TAG and IMG_TARGET are common in CI, and mean something of the user's own there.
+var shortNames = []string{"jobs", "no-cache", "no-console", "offline", "progress", "pull"}
+
 func envNames(command, flag string) []string {
 	upper := func(s string) string { return strings.ToUpper(strings.NewReplacer("-", "_", " ", "_").Replace(s)) }
 	switch command {
 	case "":
 		return []string{"IMG_" + upper(flag)}
 	case "build":
-		return []string{"IMG_BUILD_" + upper(flag), "IMG_" + upper(flag)}
+		if slices.Contains(shortNames, flag) {
+			return []string{"IMG_BUILD_" + upper(flag), "IMG_" + upper(flag)}
+		}
 	}
 	return []string{"IMG_" + upper(command) + "_" + upper(flag)}
 }

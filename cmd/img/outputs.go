@@ -13,7 +13,6 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
 	"img/cache"
-	"img/cache/atomicfile"
 	"img/dag"
 	img "img/exec"
 	"img/registry/image"
@@ -185,10 +184,28 @@ func (b *build) push(ctx context.Context, d v1.Descriptor) error {
 	return nil
 }
 
+// checkDests finds before the build what writing its results would fail at.
+func (c *BuildCmd) checkDests(outputs []Output) error {
+	for _, o := range outputs {
+		option := "-o type=" + o.Type
+		check := checkFile
+		if o.Type == outLocal || o.directory() {
+			check = checkDir
+		}
+		if err := check(option, o.Dest); o.Dest != "" && err != nil {
+			return err
+		}
+	}
+	if err := checkFile("--iidfile", c.Iidfile); err != nil {
+		return err
+	}
+	return checkFile("--metadata-file", c.MetadataFile)
+}
+
 // writeMetadata writes --iidfile and --metadata-file.
 func (b *build) writeMetadata(built img.Built) error {
 	if b.c.Iidfile != "" {
-		if err := atomicfile.Write(b.c.Iidfile, []byte(built.Config.String()), atomicfile.Options{}); err != nil {
+		if err := writeText(b.g, b.c.Iidfile, built.Config.String()); err != nil {
 			return fmt.Errorf("--iidfile: %w", err)
 		}
 	}
@@ -208,10 +225,17 @@ func (b *build) writeMetadata(built img.Built) error {
 	if err != nil {
 		return err
 	}
-	if err := atomicfile.Write(b.c.MetadataFile, append(data, '\n'), atomicfile.Options{}); err != nil {
+	if err := writeText(b.g, b.c.MetadataFile, string(data)+"\n"); err != nil {
 		return fmt.Errorf("--metadata-file: %w", err)
 	}
 	return nil
+}
+
+func writeText(g *Globals, path, text string) error {
+	return writeOutput(g, path, func(w io.Writer) error {
+		_, err := io.WriteString(w, text)
+		return err
+	})
 }
 
 // say prints the result: with -q the image's id alone; without names and outputs its digest, since there is no other way to it.

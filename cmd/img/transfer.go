@@ -9,9 +9,11 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/distribution/reference"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"golang.org/x/sys/unix"
 
 	"img/cmd/img/progress"
 	"img/registry"
@@ -189,6 +191,9 @@ func (c *SaveCmd) Run(ctx context.Context, g *Globals) error {
 	if (c.Output == "" || c.Output == "-") && isTerminal(g.stdout) {
 		return withHint(exitUsage, fmt.Errorf("an archive is not written to a terminal"), "use -o FILE, or redirect standard output")
 	}
+	if err := checkFile("-o", c.Output); err != nil {
+		return err
+	}
 	s, err := openImages(g)
 	if err != nil {
 		return err
@@ -222,13 +227,19 @@ func namedImages(ctx context.Context, s *layout.Store, names []string) ([]layout
 	return out, nil
 }
 
-// writeOutput writes to a file, or to standard output for "" and "-". A regular file appears whole or not at all.
+// writeOutput writes to a file, or to standard output for "" and "-".
 func writeOutput(g *Globals, path string, write func(io.Writer) error) error {
 	if path == "" || path == "-" {
 		return buffered(g.stdout, write)
 	}
-	if info, err := os.Stat(path); err == nil && !info.Mode().IsRegular() {
-		f, err := os.OpenFile(path, os.O_WRONLY, 0)
+	return writeFile(path, write)
+}
+
+// writeFile writes a file, which appears whole or not at all; a link is replaced, not followed. Devices and FIFOs
+// are written to as they are, also through links, as are the links below /dev and /proc (/dev/stdout).
+func writeFile(path string, write func(io.Writer) error) error {
+	if isSpecial(path) {
+		f, err := os.OpenFile(path, os.O_WRONLY|os.O_APPEND, 0) // standard output may be a file with something in it
 		if err != nil {
 			return err
 		}
@@ -236,14 +247,82 @@ func writeOutput(g *Globals, path string, write func(io.Writer) error) error {
 	}
 	f, err := os.CreateTemp(filepath.Dir(path), ".img-")
 	if err != nil {
-		return fmt.Errorf("write %s: %w", path, err)
+		return fmt.Errorf("write %s: %w", path, withoutPath(err))
 	}
 	defer os.Remove(f.Name()) // gone after the rename
 	err = errors.Join(buffered(f, write), f.Chmod(0o644&^umask()), f.Close())
 	if err != nil {
-		return fmt.Errorf("write %s: %w", path, err)
+		return fmt.Errorf("write %s: %w", path, withoutPath(err))
 	}
 	return os.Rename(f.Name(), path)
+}
+
+func isSpecial(path string) bool {
+	info, err := os.Lstat(path)
+	if err != nil || info.Mode().IsRegular() {
+		return false
+	}
+	if info.Mode()&fs.ModeSymlink == 0 {
+		return true
+	}
+	abs, err := filepath.Abs(path)
+	if err == nil && (strings.HasPrefix(abs, "/dev/") || strings.HasPrefix(abs, "/proc/")) {
+		return true
+	}
+	target, err := os.Stat(path)
+	return err == nil && !target.Mode().IsRegular()
+}
+
+// withoutPath leaves out the name of our temporary file, which tells nobody anything.
+func withoutPath(err error) error {
+	var at *fs.PathError
+	if errors.As(err, &at) {
+		return at.Err
+	}
+	return err
+}
+
+// checkFile finds out whether a file could be written, before the work for its content is done.
+func checkFile(option, path string) error {
+	if path == "" || path == "-" || isSpecial(path) && !isDir(path) {
+		return nil
+	}
+	if isDir(path) {
+		return usagef("%s: %s is a directory", option, path)
+	}
+	dir := filepath.Dir(path)
+	if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
+		return withHint(exitUsage, fmt.Errorf("%s: there is no directory %s", option, dir), "mkdir -p %s", dir)
+	}
+	if err := unix.Access(dir, unix.W_OK|unix.X_OK); err != nil {
+		return usagef("%s: cannot write in the directory %s: %w", option, dir, err)
+	}
+	return nil
+}
+
+// checkDir finds out whether a directory could be filled, or made.
+func checkDir(option, path string) error {
+	for dir := filepath.Clean(path); ; dir = filepath.Dir(dir) {
+		switch info, err := os.Stat(dir); {
+		case err == nil && !info.IsDir():
+			return usagef("%s: %s is not a directory", option, dir)
+		case err == nil:
+			if err := unix.Access(dir, unix.W_OK|unix.X_OK); err != nil {
+				return usagef("%s: cannot write in the directory %s: %w", option, dir, err)
+			}
+			return nil
+		case !errors.Is(err, fs.ErrNotExist):
+			return usagef("%s: %s: %w", option, dir, withoutPath(err))
+		}
+		if _, err := os.Lstat(dir); err == nil {
+			return usagef("%s: %s is a link to what is not there", option, dir)
+		}
+	}
+}
+
+func isDir(path string) bool {
+	info, err := os.Stat(path)
+	return err == nil && info.IsDir()
 }
 
 func buffered(w io.Writer, write func(io.Writer) error) error {
