@@ -100,7 +100,7 @@ func (x *Executor) bindKey(ctx context.Context, h *cache.Hash, op *dag.Run, i in
 
 // hiddenBelow lists what an ignore file hides below a directory, outermost paths only, relative to it.
 func (c *Context) hiddenBelow(root string) ([]string, error) {
-	if c.ignore == nil {
+	if c.ignore == nil && c.own == "" {
 		return nil, nil
 	}
 	var out []string
