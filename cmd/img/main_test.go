@@ -357,6 +357,18 @@ func TestStateDir(t *testing.T) {
 		if err := checkOwners(theirs, 0, false); err != nil {
 			t.Errorf("root in a user's: %v", err)
 		}
+		if err := checkOwn(theirs, 0); err == nil || !strings.Contains(err.Error(), "belongs to user 1234") {
+			t.Errorf("root in a user's, where everybody may put one: %v", err)
+		}
+		os.Chmod(theirs, 0o775)
+		if err := checkOwners(theirs, 1234, false); err != nil {
+			t.Errorf("writable for a group of the user's own: %v", err)
+		}
+		os.Chown(theirs, 1234, 50)
+		os.Chmod(theirs, 0o775)
+		if err := checkOwners(theirs, 1234, false); err == nil || !strings.Contains(err.Error(), "chmod go-w") {
+			t.Errorf("writable for a group: %v", err)
+		}
 	}
 }
 

@@ -32,11 +32,18 @@ func stateDir(flag string, getenv func(string) string) (string, error) {
 	if err != nil {
 		return "", withCode(exitHost, fmt.Errorf("state directory: %w", err))
 	}
-	if err := checkOwners(real, os.Geteuid(), getenv("KUBERNETES_SERVICE_HOST") != ""); err != nil {
+	err = checkOwners(real, os.Geteuid(), getenv("KUBERNETES_SERVICE_HOST") != "")
+	if err == nil && dir == lastResort {
+		err = checkOwn(dir, os.Geteuid())
+	}
+	if err != nil {
 		return "", withHint(exitHost, fmt.Errorf("state directory %s: %w", dir, err), "choose another one with --state DIR or IMG_STATE")
 	}
 	return real, nil
 }
+
+// lastResort is the state directory of those without a home. Everybody can make it first.
+const lastResort = "/tmp/img"
 
 func statePath(flag string, getenv func(string) string) string {
 	if flag != "" {
@@ -50,7 +57,7 @@ func statePath(flag string, getenv func(string) string) string {
 	if home := getenv("HOME"); filepath.IsAbs(home) {
 		return filepath.Join(home, ".local", "share", "img")
 	}
-	return "/tmp/img"
+	return lastResort
 }
 
 func makeState(dir string) error {
@@ -68,7 +75,7 @@ func makeState(dir string) error {
 }
 
 // checkOwners looks at each component of a path without links, from the directory up. Each must belong to us or to
-// root, and others must not be able to replace what is below it: not writable for group or world, or sticky. Root may
+// root, and others must not be able to replace what is below it: not writable for them, or sticky. Root may
 // use a user's state directory: the files that root writes there become the user's. A pod's volumes are mode 0777, and
 // a pod has one user.
 func checkOwners(dir string, euid int, pod bool) error {
@@ -84,13 +91,36 @@ func checkOwners(dir string, euid int, pod bool) error {
 		switch {
 		case euid != 0 && owner != euid && owner != 0 && owner != overflowUID:
 			return fmt.Errorf("%s belongs to user %d, not to us (user %d)", p, owner, euid)
-		case !pod && info.Mode().Perm()&0o022 != 0 && info.Mode()&fs.ModeSticky == 0:
-			return fmt.Errorf("%s is writable for others (mode %04o)", p, info.Mode().Perm())
+		case !pod && writable(info) && info.Mode()&fs.ModeSticky == 0:
+			return fmt.Errorf("%s is writable for others (mode %04o); chmod go-w takes that away", p, info.Mode().Perm())
 		}
 		if p == "/" {
 			return nil
 		}
 	}
+}
+
+// writable reports whether others than the owner can write. A group of the owner's own, as most distributions give each
+// user (its number is the user's), is nobody else: there a umask of 002 makes every directory mode 0775.
+func writable(info fs.FileInfo) bool {
+	st := info.Sys().(*syscall.Stat_t)
+	others := info.Mode().Perm() & 0o022
+	if st.Gid == st.Uid {
+		others &= 0o002
+	}
+	return others != 0
+}
+
+// checkOwn refuses a directory, or a link, of somebody else's even to root, who would build upon what another user put there.
+func checkOwn(dir string, euid int) error {
+	info, err := os.Lstat(dir)
+	if err != nil {
+		return err
+	}
+	if owner := int(info.Sys().(*syscall.Stat_t).Uid); owner != euid {
+		return fmt.Errorf("%s belongs to user %d, not to us (user %d)", dir, owner, euid)
+	}
+	return nil
 }
 
 // overflowUID shows in user namespaces where the owner is not mapped, as the host's root is; nobody inside can act as it.
