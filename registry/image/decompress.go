@@ -17,7 +17,9 @@ const (
 )
 
 // Decompress undoes a layer's compression, told by its first bytes: gzip (all members), zstd, or none.
-// The media type, which old tools get wrong, is only for the error. More than 1000-fold expansion is refused.
+// The media type, which old tools get wrong, is only for the error. More than 1000-fold expansion is refused, but for runs of one
+// byte: disk images, swap files and what databases lay out beforehand are honest and shrink 30,000-fold. What those may fill is
+// the business of whoever writes them.
 func Decompress(r io.Reader, mediaType string) (io.ReadCloser, error) {
 	in := &counter{r: r}
 	br := bufio.NewReaderSize(in, 1<<16)
@@ -65,16 +67,22 @@ func (c *counter) Read(p []byte) (int, error) {
 type bounded struct {
 	r     io.Reader
 	in    *counter
-	n     int64
+	n     int64 // bytes that came out, less the runs
 	close func() error
 }
 
 func (b *bounded) Read(p []byte) (int, error) {
 	n, err := b.r.Read(p)
-	if b.n += int64(n); b.n > freeExpansion && b.n/maxRatio > b.in.n {
+	if !isRun(p[:n]) {
+		b.n += int64(n)
+	}
+	if b.n > freeExpansion && b.n/maxRatio > b.in.n {
 		return 0, fmt.Errorf("expands more than %d-fold: %d bytes from %d", maxRatio, b.n, b.in.n)
 	}
 	return n, err
 }
+
+// isRun reports whether all bytes are equal; it looks no further than the first that differs.
+func isRun(p []byte) bool { return len(p) < 2 || bytes.Equal(p[1:], p[:len(p)-1]) }
 
 func (b *bounded) Close() error { return b.close() }

@@ -326,7 +326,8 @@ func TestDecompress(t *testing.T) {
 		w, _ := zstd.NewWriter(nil)
 		return string(w.EncodeAll([]byte(s), nil))
 	}
-	bomb := gz(strings.Repeat("\x00", freeExpansion+1<<20))
+	bomb := zs(strings.Repeat("bomb", freeExpansion/4+1<<20))
+	hole := strings.Repeat("\x00", freeExpansion+1<<20)
 	for _, tt := range []struct{ name, in, want, err string }{
 		{"empty", "", "", ""},
 		{"plain", "plain", "plain", ""},
@@ -338,6 +339,8 @@ func TestDecompress(t *testing.T) {
 		{"zstd skippable", "\x50\x2a\x4d\x18\x02\x00\x00\x00xx" + zs("hello"), "hello", ""},
 		{"xz", "\xfd7zXZ\x00", "", "images may not use"},
 		{"bomb", bomb, "", "expands more than 1000-fold"},
+		{"hole, gzip", gz(hole), hole, ""},
+		{"hole, zstd", zs(hole), hole, ""},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			got, err := decompressAll(tt.in)
