@@ -2,6 +2,7 @@ package exec
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -64,7 +65,7 @@ func (x *Executor) run(ctx context.Context, op *dag.Run, in []cache.Output, log 
 		}
 		a.Mounts = append(a.Mounts, m)
 	}
-	r, wr, err := os.Pipe()
+	r, wr, err := outputPipe()
 	if err != nil {
 		return "", err
 	}
@@ -80,6 +81,19 @@ func (x *Executor) run(ctx context.Context, op *dag.Run, in []cache.Output, log 
 	<-printed
 	r.Close()
 	return cache.Output(out), err
+}
+
+// outputPipe is a pipe whose writing end blocks, as programs expect of their standard output. Those of os.Pipe do not: a step that prints
+// faster than we read would get EAGAIN.
+func outputPipe() (r, w *os.File, err error) {
+	var fds [2]int
+	if err := unix.Pipe2(fds[:], unix.O_CLOEXEC); err != nil {
+		return nil, nil, os.NewSyscallError("pipe2", err)
+	}
+	if err := unix.SetNonblock(fds[0], true); err != nil { // so that reading keeps no thread
+		return nil, nil, os.NewSyscallError("fcntl", errors.Join(err, unix.Close(fds[0]), unix.Close(fds[1])))
+	}
+	return os.NewFile(uintptr(fds[0]), "output"), os.NewFile(uintptr(fds[1]), "output"), nil
 }
 
 // run is the step itself, in the inner process.
