@@ -25,6 +25,7 @@ import (
 	"img/dag"
 	"img/dag/dockerfile"
 	"img/engine"
+	img "img/exec"
 	"img/exec/sandbox"
 	"img/registry"
 	"img/userns"
@@ -227,6 +228,7 @@ func hint(err error, g *Globals) string {
 	var known *coded
 	var host *userns.Error
 	var bad *dockerfile.Error
+	var gone *img.NotFoundError
 	var bug *crash
 	switch {
 	case errors.As(err, &known) && known.hint != "":
@@ -241,6 +243,8 @@ func hint(err error, g *Globals) string {
 		return registryHint(err)
 	case errors.As(err, &bad):
 		return bad.Hint
+	case errors.As(err, &gone):
+		return gone.Hint()
 	case errors.As(err, &bug):
 		return "this is a bug in img; the stack above belongs into the report"
 	}
