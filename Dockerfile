@@ -29,7 +29,7 @@ RUN --mount=type=bind,target=/src \
     --mount=type=cache,target=/cache \
     go build -trimpath -tags 'netgo osusergo seccomp' \
     -ldflags "-s -w -linkmode external -extldflags -static -X main.version=${VERSION} -X main.commit=${COMMIT}" \
-    -o /usr/local/bin/img ./cmd/img && img version
+    -o /usr/local/bin/img ./cmd/img && /usr/local/bin/img version
 
 # newuidmap and newgidmap are not static, so that the image has a base.
 FROM debian

@@ -208,6 +208,7 @@ func (w *world) setup(env *testscript.Env) error {
 	for _, v := range [][2]string{
 		{"HOME", filepath.Join(side, "home")},
 		{"TMPDIR", filepath.Join(side, "tmp")},
+		{"XDG_RUNTIME_DIR", filepath.Join(side, "run")}, // skopeo and others keep credentials there
 		{"PATH", w.bin + ":" + os.Getenv("PATH") + ":/usr/sbin:/sbin"},
 		{"SIDE", side},
 		{"IMG_STATE", state},
@@ -219,7 +220,7 @@ func (w *world) setup(env *testscript.Env) error {
 	} {
 		env.Setenv(v[0], v[1])
 	}
-	for _, dir := range []string{"home", "tmp"} {
+	for _, dir := range []string{"home", "tmp", "run"} {
 		if err := os.MkdirAll(filepath.Join(side, dir), 0o755); err != nil {
 			return err
 		}

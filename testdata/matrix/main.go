@@ -244,10 +244,21 @@ func (m *matrix) read(r io.Reader) error {
 		case "fail":
 			m.ran[key] = true
 			if e.Test != "" {
-				fmt.Print(output[key])
+				fmt.Print(withoutMarks(output[key].String()))
 			}
 		}
 	}
+}
+
+// withoutMarks drops go test's lines about starting and pausing.
+func withoutMarks(output string) string {
+	var b strings.Builder
+	for l := range strings.Lines(output) {
+		if !strings.HasPrefix(l, "=== ") {
+			b.WriteString(l)
+		}
+	}
+	return b.String()
 }
 
 // reason is what a test said when it was skipped: its last line before "--- SKIP".
