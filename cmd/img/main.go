@@ -5,11 +5,13 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"os"
+	"reflect"
 	"slices"
 	"strings"
 
@@ -136,17 +138,19 @@ func (g *grammar) run(ctx context.Context, args []string) error {
 		return new(VersionCmd).Run(&g.Globals) // without the grammar, which takes longer to make than all the rest
 	}
 	args = withoutBuildx(args)
-	k, err := newParser(g)
-	if err != nil {
-		return err
-	}
-	g.model = k
+	var err error
 	if g.settings, err = loadSettings(args, g.getenv); err != nil {
 		return err
 	}
 	if len(args) == 0 {
 		args = []string{"--help"}
 	}
+	root, globals := g.needed(args)
+	k, err := newParser(g, root)
+	if err != nil {
+		return err
+	}
+	g.model = k
 	cmd, err := k.Parse(longForms(k.Model, args))
 	if errors.Is(err, errHelpShown) {
 		return nil
@@ -157,12 +161,48 @@ func (g *grammar) run(ctx context.Context, args []string) error {
 	if err := g.settings.check(k.Model); err != nil {
 		return err
 	}
+	g.Globals = *globals
 	cmd.BindTo(ctx, (*context.Context)(nil))
 	return cmd.Run(&g.Globals)
 }
 
-func newParser(g *grammar) (*kong.Kong, error) {
-	k, err := kong.New(g,
+// needed is the part of the grammar that the arguments need, and the globals in it. To make all of it takes longer than
+// most commands, and a parser reads one command. What looks at the others needs the whole: help, config, a configuration
+// file, and whoever mistypes the command.
+func (g *grammar) needed(args []string) (root any, globals *Globals) {
+	at := commandIndex(args)
+	helps := slices.ContainsFunc(args, func(a string) bool { return a == "-h" || strings.HasPrefix(a, "--help") })
+	if at == len(args) || helps || g.settings.values != nil {
+		return g, &g.Globals
+	}
+	t := reflect.TypeFor[grammar]()
+	for i := range t.NumField() {
+		f := t.Field(i)
+		name := cmp.Or(f.Tag.Get("name"), strings.ToLower(f.Name))
+		if f.Anonymous || name == "help" || name == "config" {
+			continue
+		}
+		if name == args[at] || slices.Contains(strings.Split(f.Tag.Get("aliases"), ","), args[at]) {
+			return g.alone(f)
+		}
+	}
+	return g, &g.Globals
+}
+
+// alone is a grammar of one command.
+func (g *grammar) alone(command reflect.StructField) (root any, globals *Globals) {
+	v := reflect.New(reflect.StructOf([]reflect.StructField{
+		{Name: command.Name, Type: command.Type, Tag: command.Tag},
+		{Name: "Globals", Type: reflect.TypeFor[Globals](), Tag: `embed:""`},
+	}))
+	globals = v.Elem().Field(1).Addr().Interface().(*Globals)
+	*globals = g.Globals
+	return v.Interface(), globals
+}
+
+// newParser makes a parser of g, or of a part of it.
+func newParser(g *grammar, root any) (*kong.Kong, error) {
+	k, err := kong.New(root,
 		kong.Name("img"),
 		kong.Description("Builds container images from Dockerfiles, without a daemon and without root.\n\n"+
 			"  img build -t app .\n  img push app"),

@@ -63,7 +63,7 @@ func parse(t *testing.T, env map[string]string, args ...string) (*buildRequest, 
 	if g.settings, err = loadSettings(args, g.getenv); err != nil {
 		return nil, err
 	}
-	k, err := newParser(&g)
+	k, err := newParser(&g, &g)
 	if err != nil {
 		t.Fatal(err)
 	}
