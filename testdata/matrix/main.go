@@ -264,7 +264,9 @@ func withoutMarks(output string) string {
 // reason is what a test said when it was skipped: its last line before "--- SKIP".
 func reason(output string) string {
 	lines := strings.Split(strings.TrimSpace(output), "\n")
-	lines = slices.DeleteFunc(lines, func(l string) bool { return strings.HasPrefix(strings.TrimSpace(l), "--- SKIP") || strings.HasPrefix(l, "===") })
+	lines = slices.DeleteFunc(lines, func(l string) bool {
+		return strings.HasPrefix(strings.TrimSpace(l), "--- SKIP") || strings.HasPrefix(l, "===")
+	})
 	if len(lines) == 0 {
 		return ""
 	}
