@@ -25,6 +25,8 @@ import (
 // mountPlan is what the first process finds out about a bind mount's source for the key, and needs again.
 type mountPlan struct {
 	m match
+	// sum is the digest that went into the key.
+	sum string
 	// hidden are paths below the source that an ignore file hides.
 	hidden []string
 }
@@ -87,14 +89,34 @@ func (x *Executor) bindKey(ctx context.Context, h *cache.Hash, op *dag.Run, i in
 	if err := sumMatch(ctx, sum, src, found, filter{}); err != nil {
 		return err
 	}
-	h.Line("bind", found.Type == snapshot.Dir, sum.sum())
-	plan := &mountPlan{m: found}
+	plan := &mountPlan{m: found, sum: sum.sum()}
+	h.Line("bind", found.Type == snapshot.Dir, plan.sum)
 	if c, ok := src.(*Context); ok && found.Type == snapshot.Dir {
 		if plan.hidden, err = c.hiddenBelow(found.Real); err != nil {
 			return err
 		}
 	}
 	x.plans.Store(mountID{op, i}, plan)
+	return nil
+}
+
+// unchanged looks, after the step, whether the contexts that it saw by mounts are still what the key was made of.
+func (x *Executor) unchanged(ctx context.Context, op *dag.Run) error {
+	for i, m := range op.Mounts {
+		c := x.o.Contexts[m.From.Context]
+		v, ok := x.plans.Load(mountID{op, i})
+		if m.From.Context == "" || c == nil || !ok {
+			continue
+		}
+		plan := v.(*mountPlan)
+		sum := newTreeSum()
+		if err := sumMatch(ctx, sum, c, plan.m, filter{}); err != nil {
+			return err
+		}
+		if sum.sum() != plan.sum {
+			return &changedError{fmt.Sprintf("what is mounted at %s from the build context", m.Target)}
+		}
+	}
 	return nil
 }
 

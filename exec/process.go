@@ -2,10 +2,12 @@ package exec
 
 import (
 	"context"
+	"debug/elf"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -133,6 +135,9 @@ func (x *Executor) Close() error {
 }
 
 func (x *Executor) startProcess(ctx context.Context) (*process, error) {
+	if err := selfContained(); err != nil {
+		return nil, err
+	}
 	conn, far, err := inner.Pair()
 	if err != nil {
 		return nil, err
@@ -155,6 +160,19 @@ func (x *Executor) startProcess(ctx context.Context) (*process, error) {
 		return nil, err
 	}
 	return p, nil
+}
+
+// selfContained finds out whether this program can start where nothing else is: in the inner process's own root.
+func selfContained() error {
+	f, err := elf.Open("/proc/self/exe")
+	if err != nil {
+		return fmt.Errorf("read this program: %w", err)
+	}
+	defer f.Close()
+	if slices.ContainsFunc(f.Progs, func(p *elf.Prog) bool { return p.Type == elf.PT_INTERP }) {
+		return errors.New("this img needs a dynamic linker, which builds do not have; link it with -extldflags -static, as make does")
+	}
+	return nil
 }
 
 // setUp hands the directories over and makes the inner process build its file system of them.

@@ -80,6 +80,9 @@ func (x *Executor) run(ctx context.Context, op *dag.Run, in []cache.Output, log 
 	wr.Close()
 	<-printed
 	r.Close()
+	if err == nil {
+		err = x.unchanged(ctx, op)
+	}
 	return cache.Output(out), err
 }
 

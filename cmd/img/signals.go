@@ -16,8 +16,8 @@ type interrupted struct{ signal syscall.Signal }
 func (e interrupted) Error() string { return "interrupted (" + e.signal.String() + ")" }
 func (e interrupted) code() int     { return 128 + int(e.signal) }
 
-// patience is how long things may take to end after the first signal.
-const patience = 10 * time.Second
+// patience is how long things may take to end after the first signal: less than the 10 s that users are promised.
+const patience = 9 * time.Second
 
 // withSignals returns a context that the first SIGINT or SIGTERM cancels, so that steps end and things are tidied. The
 // second ends the process at once, and so does the end of our patience; whatever that leaves behind, the store is right and
