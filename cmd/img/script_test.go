@@ -45,7 +45,11 @@ func TestScript(t *testing.T) {
 	}
 	testscript.Run(t, testscript.Params{
 		Files:               some,
-		Setup:               w.setup,
+		Setup: func(env *testscript.Env) error {
+			root := filepath.Dir(env.WorkDir)
+			t.Cleanup(func() { os.Remove(root) }) // testscript leaves it
+			return w.setup(env)
+		},
 		Condition:           w.condition,
 		Cmds:                w.commands(),
 		RequireExplicitExec: true,
