@@ -44,7 +44,7 @@ func TestScript(t *testing.T) {
 		some = append(some, f)
 	}
 	testscript.Run(t, testscript.Params{
-		Files:               some,
+		Files: some,
 		Setup: func(env *testscript.Env) error {
 			root := filepath.Dir(env.WorkDir)
 			t.Cleanup(func() { os.Remove(root) }) // testscript leaves it
