@@ -50,7 +50,13 @@ func Facts(ctx context.Context, stateDir string) []Fact {
 	return append(out, landlockFact(), cgroupFact(), tunFact(), networkFact(), binfmtFact(ctx, m, failed), qemuFact(), stateFact(stateDir))
 }
 
-const effectNoUsers = "RUN works only as root by chroot, or not at all; COPY and the rest build"
+const effectNoUsers = "nothing can be built here; images can be pulled, loaded, saved and pushed"
+
+// What does not matter yet is said so: a network of their own for steps, and foreign platforms.
+const (
+	effectNoNet   = "none for now: steps have the host's network or none (--network none)"
+	effectForeign = "none for now: builds are for this machine's platform"
+)
 
 // remedyOf is the remedy of a probe's error, found where it happened or from its errno.
 func remedyOf(err error) string {
@@ -67,8 +73,8 @@ func kernelFact() Fact {
 		return Fact{Name: "kernel", Value: err.Error(), Effect: "unknown", Remedy: "none"}
 	}
 	release := unix.ByteSliceToString(u.Release[:])
-	return Fact{Name: "kernel", Value: release, Effect: "no overlay in user namespaces: files are copied between stages",
-		Remedy: "use Linux 5.11 or newer; 6.8 for the fastest way"}.unless(newerThan(release, 5, 11))
+	return Fact{Name: "kernel", Value: release, Effect: effectNoUsers,
+		Remedy: "use Linux 5.12 or newer; 6.8 for the fastest way"}.unless(newerThan(release, 5, 12))
 }
 
 // newerThan reports whether a release like "6.1.0-18-amd64" is at least major.minor.
@@ -208,7 +214,7 @@ func mountFact(ctx context.Context, m Mapping, failed error) Fact {
 }
 
 func procFact(ctx context.Context, m Mapping, failed error) Fact {
-	f := Fact{Name: "fresh /proc", Value: "yes", Effect: "steps see the outer /proc and run one at a time",
+	f := Fact{Name: "fresh /proc", Value: "yes", Effect: effectNoUsers,
 		Remedy: "securityContext.procMount: Unmasked with hostUsers: false (Kubernetes), --security-opt systempaths=unconfined (docker)"}
 	return f.needs(failed, func() error { _, err := try(ctx, m, "proc", nil); return err })
 }
@@ -289,7 +295,7 @@ func ownCgroup(cgroup, mountinfo string) (dir, problem string) {
 }
 
 func tunFact() Fact {
-	f := Fact{Name: "/dev/net/tun", Value: "yes", Effect: "no --network private",
+	f := Fact{Name: "/dev/net/tun", Value: "yes", Effect: effectNoNet,
 		Remedy: "docker run --device /dev/net/tun; modprobe tun and chmod 666 /dev/net/tun on a host"}
 	fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 	if err != nil {
@@ -301,7 +307,7 @@ func tunFact() Fact {
 }
 
 func networkFact() Fact {
-	f := Fact{Name: "network helper", Effect: "no --network private", Remedy: "apt-get install passt (or slirp4netns)"}
+	f := Fact{Name: "network helper", Effect: effectNoNet, Remedy: "apt-get install passt (or slirp4netns)"}
 	for _, name := range []string{"pasta", "slirp4netns"} {
 		if path := findProgram(name); path != "" {
 			f.Value = path
@@ -313,13 +319,13 @@ func networkFact() Fact {
 }
 
 func binfmtFact(ctx context.Context, m Mapping, failed error) Fact {
-	f := Fact{Name: "binfmt_misc", Effect: "RUN for foreign platforms is not possible",
+	f := Fact{Name: "binfmt_misc", Effect: effectForeign,
 		Remedy: "apt-get install qemu-user-static binfmt-support (on the host), or Linux 6.7 or newer"}
 	if names := emulators("/proc/sys/fs/binfmt_misc"); len(names) > 0 {
 		f.Value = "registered here: " + strings.Join(names, " ")
 		return f.unless(true)
 	}
-	f.Value = "registered for each build"
+	f.Value = "can be registered in a namespace of a build's own"
 	return f.needs(failed, func() error { _, err := try(ctx, m, "binfmt", nil); return err })
 }
 
@@ -336,7 +342,7 @@ func emulators(dir string) []string {
 }
 
 func qemuFact() Fact {
-	f := Fact{Name: "qemu", Effect: "RUN for foreign platforms needs handlers of the host, or --qemu",
+	f := Fact{Name: "qemu", Effect: effectForeign,
 		Remedy: "apt-get install qemu-user-static"}
 	var found []string
 	for _, arch := range []string{"x86_64", "aarch64", "arm", "riscv64", "ppc64le", "s390x", "i386", "loongarch64", "mips64el"} {
