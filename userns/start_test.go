@@ -300,7 +300,8 @@ func TestWait(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := p.Wait(); err == nil || err.Error() != "the inner process ended: exit status 3" {
+	var exit *ExitError
+	if err := p.Wait(); !errors.As(err, &exit) || exit.ExitCode() != 3 || err.Error() != "the inner process ended: exit status 3" {
 		t.Errorf("Wait: %v", err)
 	}
 	if err := p.Kill(); err != nil {
@@ -314,7 +315,7 @@ func TestWait(t *testing.T) {
 	if err := p.Kill(); err != nil {
 		t.Errorf("Kill: %v", err)
 	}
-	if err := p.Wait(); err == nil || err.Error() != "the inner process ended: signal: killed" {
+	if err := p.Wait(); !errors.As(err, &exit) || exit.ExitCode() != 128+9 || err.Error() != "the inner process ended: signal: killed" {
 		t.Errorf("Wait: %v", err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())

@@ -37,7 +37,13 @@ func (c *UnshareCmd) Run(ctx context.Context, g *Globals) error {
 	if m.Why != "" {
 		notef(g.stderr, "%s", m.Why)
 	}
+	wd, err := os.Open(".")
+	if err != nil {
+		return err
+	}
+	defer wd.Close()
 	p, err := userns.Start(ctx, userns.Config{
+		Dir:     wd,
 		Mapping: m,
 		Args:    append([]string{unshareName}, args...),
 		Env:     append(os.Environ(), "container=img"),

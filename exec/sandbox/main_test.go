@@ -62,6 +62,10 @@ func enter(mapping string) error {
 	if mapping == "one" {
 		first, size = 12345, 1
 	}
+	gid := first
+	if os.Geteuid() != 0 { // one's own id is all that one may map
+		first, gid = os.Getuid(), os.Getgid()
+	}
 	probe := filepath.Join(dir, "probe")
 	build := exec.Command("go", "build", "-o", probe, "./testdata/probe")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
@@ -70,7 +74,7 @@ func enter(mapping string) error {
 	}
 	must(os.Chmod(dir, 0o755))
 	must(os.Mkdir(dir+"/tmp", 0o700))
-	must(os.Chown(dir+"/tmp", first, first))
+	must(os.Chown(dir+"/tmp", first, gid))
 
 	self := sealedSelf()
 	defer self.Close()
@@ -85,9 +89,10 @@ func enter(mapping string) error {
 	cmd.Env = append(os.Environ(), innerVar+"="+mapping, probeVar+"="+probe, "TMPDIR="+dir+"/tmp", "LEAK=caller")
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
 	ids := []syscall.SysProcIDMap{{ContainerID: 0, HostID: first, Size: size}}
+	gids := []syscall.SysProcIDMap{{ContainerID: 0, HostID: gid, Size: size}}
 	cmd.SysProcAttr = &syscall.SysProcAttr{
 		Cloneflags:  unix.CLONE_NEWUSER | unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS,
-		UidMappings: ids, GidMappings: ids, GidMappingsEnableSetgroups: mapping == "ids",
+		UidMappings: ids, GidMappings: gids, GidMappingsEnableSetgroups: mapping == "ids",
 		Credential: &syscall.Credential{NoSetGroups: mapping == "one"},
 		Pdeathsig:  unix.SIGKILL,
 	}
