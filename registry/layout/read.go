@@ -52,6 +52,9 @@ func readArchive(ctx context.Context, r io.Reader, s *Store) ([]Named, error) {
 		if err == io.EOF {
 			break
 		}
+		if err != nil && len(a.seen) == 0 {
+			return nil, fmt.Errorf("not a tar archive: %w", err)
+		}
 		if err != nil {
 			return nil, err
 		}
@@ -71,7 +74,7 @@ func decompress(r io.Reader) (io.ReadCloser, error) {
 	}
 	switch {
 	case len(magic) == 0:
-		return nil, io.ErrUnexpectedEOF
+		return nil, fmt.Errorf("the archive is empty: %w", io.ErrUnexpectedEOF)
 	case bytes.HasPrefix(magic, []byte("BZh")):
 		return io.NopCloser(bzip2.NewReader(br)), nil
 	case bytes.Equal(magic, []byte{0xfd, '7', 'z', 'X', 'Z', 0}):
