@@ -572,8 +572,8 @@ func TestNotes(t *testing.T) {
 // What is no archive at all is called that.
 func TestReadNoArchive(t *testing.T) {
 	for in, want := range map[string]string{
-		"":                         "the archive is empty",
-		"FROM scratch\n":           "not a tar archive",
+		"":                          "the archive is empty",
+		"FROM scratch\n":            "not a tar archive",
 		string(gz([]byte("hello"))): "not a tar archive",
 	} {
 		_, err := ReadArchive(context.Background(), strings.NewReader(in), newStore(t))
