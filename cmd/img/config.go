@@ -36,8 +36,8 @@ func loadSettings(args []string, getenv func(string) string) (*settings, error) 
 	path, named := configPath(args, getenv)
 	s := &settings{path: path, getenv: getenv}
 	text, err := os.ReadFile(path)
-	if path == "" || errors.Is(err, fs.ErrNotExist) && !named {
-		return s, nil
+	if path == "" || !named && (errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission)) {
+		return s, nil // sudo and su leave people with a HOME that is not theirs
 	}
 	if err != nil {
 		return nil, withCode(exitUsage, fmt.Errorf("read configuration: %w", err))

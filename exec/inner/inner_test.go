@@ -71,9 +71,8 @@ func handlers() map[string]Handler {
 			return nil, nil, fmt.Errorf("far: %w", &Error{Msg: "x", Kind: "busy", Data: json.RawMessage(`{"Port":1}`)})
 		},
 		"panic": func(context.Context, json.RawMessage, []*os.File) (any, []*os.File, error) {
-			var m map[string]int
-			m["x"] = 1
-			return nil, nil, nil
+			var none []int
+			return none[0], nil, nil
 		},
 		"unwritable": func(context.Context, json.RawMessage, []*os.File) (any, []*os.File, error) {
 			return unwritable{}, nil, nil

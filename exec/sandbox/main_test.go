@@ -33,8 +33,12 @@ func TestMain(m *testing.M) {
 		settle()
 		os.Exit(m.Run())
 	}
-	code := 0
-	for _, mapping := range []string{"ids", "one"} {
+	code, mappings := 0, []string{"ids", "one"}
+	if os.Geteuid() != 0 {
+		fmt.Println("NOT RUN: mapping ids, which only root can make for itself; root's run has it")
+		mappings = mappings[1:]
+	}
+	for _, mapping := range mappings {
 		fmt.Printf("# mapping: %s\n", mapping)
 		if err := enter(mapping); err != nil {
 			fmt.Println("mapping", mapping+":", err)

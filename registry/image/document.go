@@ -33,7 +33,7 @@ func Kind(raw []byte) (types.MediaType, error) {
 		return "", err
 	}
 	if doc.MediaType.IsSchema1() && doc.MediaType != types.OCIManifestSchema1 || doc.SchemaVersion == 1 || doc.FSLayers != nil {
-		return "", errors.New("manifest schema 1 of Docker is not supported; push the image again with a newer tool")
+		return "", errors.New("the manifest is of schema 1, and schema 1 is not supported: push the image again with a newer tool")
 	}
 	if doc.SchemaVersion != 2 {
 		return "", fmt.Errorf("schemaVersion is %d, not 2", doc.SchemaVersion)
