@@ -21,6 +21,7 @@ import (
 const (
 	innerVar = "SANDBOX_TEST_MAPPING" // "ids" or "one"; absent outside
 	probeVar = "SANDBOX_TEST_PROBE"   // path of the compiled testdata/probe
+	keptVar  = "SANDBOX_TEST_GROUPS"  // set where the groups could not be dropped: outside we are not root
 )
 
 func init() {
@@ -91,6 +92,9 @@ func enter(mapping string) error {
 	}
 	cmd.Args = cmd.Args[1:]
 	cmd.Env = append(os.Environ(), innerVar+"="+mapping, probeVar+"="+probe, "TMPDIR="+dir+"/tmp", "LEAK=caller")
+	if os.Geteuid() != 0 {
+		cmd.Env = append(cmd.Env, keptVar+"=kept")
+	}
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
 	ids := []syscall.SysProcIDMap{{ContainerID: 0, HostID: first, Size: size}}
 	gids := []syscall.SysProcIDMap{{ContainerID: 0, HostID: gid, Size: size}}

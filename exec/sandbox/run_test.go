@@ -61,6 +61,9 @@ func TestProbe(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
+			if os.Getenv(keptVar) != "" { // a user with one id may not drop its groups: its own shows as 0
+				out = strings.NewReplacer("Groups 0\n", "Groups \n", "groups [0]\n", "groups []\n").Replace(out)
+			}
 			golden(t, "probe-"+test.name+"-"+mappingName()+".txt", out)
 		})
 	}
