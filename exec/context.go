@@ -28,6 +28,8 @@ type Context struct {
 	// Patterns are the ignore file's; Rules is how errors call it (".dockerignore").
 	Patterns []string
 	Rules    string
+	// RuleOf, if set, names the rule that hides a path (".dockerignore:3"); without it Rules is all that errors say.
+	RuleOf func(path string) string
 
 	dir   *os.File
 	index *contenthash.Index
@@ -189,6 +191,9 @@ func (c *Context) ignoredBy(p string) string {
 		return ""
 	}
 	if ignored, err := c.ignored(p); err == nil && ignored && !c.isOwn(p) {
+		if c.RuleOf != nil {
+			return c.RuleOf(p)
+		}
 		return c.Rules
 	}
 	return ""

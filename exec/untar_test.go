@@ -131,6 +131,7 @@ func TestUntarNames(t *testing.T) {
 		t.Run(tc.name, func(t *testing.T) {
 			tmp := t.TempDir()
 			dir, outside := filepath.Join(tmp, "in"), filepath.Join(tmp, "outside")
+			defer openDirs(tmp)
 			if err := os.Mkdir(outside, 0o700); err != nil {
 				t.Fatal(err)
 			}
@@ -171,9 +172,17 @@ func TestUntarAttributes(t *testing.T) {
 	if err != nil || !st.ModTime().Equal(epoch) {
 		t.Errorf("the link's time is %v, %v", st.ModTime(), err)
 	}
-	for _, d := range []string{"d", "e", "e/f"} {
-		os.Chmod(filepath.Join(dir, d), 0o700)
-	}
+	openDirs(dir)
+}
+
+// openDirs lets everything below a directory be deleted.
+func openDirs(dir string) {
+	filepath.WalkDir(dir, func(p string, d fs.DirEntry, err error) error {
+		if d != nil && d.IsDir() {
+			os.Chmod(p, 0o700)
+		}
+		return nil
+	})
 }
 
 func TestUntarStops(t *testing.T) {
@@ -193,16 +202,11 @@ func FuzzUntar(f *testing.F) {
 	f.Add(tarOf(f, "g : g", "/abs", "d", "d/"))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		tmp := t.TempDir()
+		defer openDirs(tmp)
 		Untar(context.Background(), bytes.NewReader(data), filepath.Join(tmp, "in"))
 		if got, err := os.ReadDir(tmp); err != nil || len(got) > 1 {
 			t.Errorf("%v, %v", got, err)
 		}
-		filepath.WalkDir(tmp, func(p string, d fs.DirEntry, err error) error { // so that it can be deleted
-			if d != nil && d.IsDir() {
-				os.Chmod(p, 0o700)
-			}
-			return nil
-		})
 	})
 }
 

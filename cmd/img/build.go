@@ -203,7 +203,7 @@ func (b *build) openContext(name, dir string, ignoreFiles []string) error {
 	if err != nil {
 		return err
 	}
-	var patterns []string
+	var ignore *dockerfile.Ignore
 	rules := ""
 	for _, f := range ignoreFiles {
 		text, err := os.ReadFile(f)
@@ -215,11 +215,9 @@ func (b *build) openContext(name, dir string, ignoreFiles []string) error {
 		}
 		rules = shortName(f)
 		b.g.addSource(rules, text)
-		ignore, err := dockerfile.ParseIgnore(rules, text)
-		if err != nil {
+		if ignore, err = dockerfile.ParseIgnore(rules, text); err != nil {
 			return err
 		}
-		patterns = ignore.Patterns()
 		break
 	}
 	sum := sha256.Sum256([]byte(dir))
@@ -227,9 +225,13 @@ func (b *build) openContext(name, dir string, ignoreFiles []string) error {
 	if b.temp != "" && dir == b.temp {
 		index = ""
 	}
-	c, err := img.OpenContext(dir, patterns, rules, index)
+	c, err := img.OpenContext(dir, ignore.Patterns(), rules, index)
 	if err != nil {
 		return withCode(exitUsage, fmt.Errorf("build context %s: %w", name, err))
+	}
+	c.RuleOf = func(path string) string {
+		_, line := ignore.Match(path)
+		return fmt.Sprintf("%s:%d", rules, line)
 	}
 	b.contexts[name] = c
 	return nil
