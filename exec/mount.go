@@ -380,11 +380,21 @@ func likeRoot(dir, of string) error {
 	return err
 }
 
-// An overlay is a directory that can be written to above one that cannot.
+// An overlay is a directory that can be written to above one that cannot. work holds its work directories.
 type overlay struct{ lower, upper, work, at string }
 
+// mount makes the work directory, which is new for every mount: a volatile one cannot be used again. Without volatile (Linux 5.10) the
+// end of the mount waits for the disk.
 func (o *overlay) mount() error {
-	return unix.Mount("overlay", o.at, "overlay", 0, fmt.Sprintf("lowerdir=%s,upperdir=%s,workdir=%s,userxattr", o.lower, o.upper, o.work))
+	work, err := os.MkdirTemp(o.work, "")
+	if err != nil {
+		return err
+	}
+	opts := fmt.Sprintf("lowerdir=%s,upperdir=%s,workdir=%s,userxattr", o.lower, o.upper, work)
+	if err = unix.Mount("overlay", o.at, "overlay", 0, opts+",volatile"); err == unix.EINVAL {
+		err = unix.Mount("overlay", o.at, "overlay", 0, opts)
+	}
+	return err
 }
 
 func (o *overlay) unmount() error { return unix.Unmount(o.at, unix.MNT_DETACH) }
