@@ -16,6 +16,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"path/filepath"
 	"strings"
 	"syscall"
 
@@ -273,18 +274,44 @@ func isDiskFull(err error) bool {
 	return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)
 }
 
-// diskHint names the file system that is full.
+// diskHint names the state's file system, which is the one that is full unless fullDest knew better.
 func diskHint(err error, g *Globals) string {
+	const prune = "`img prune` frees what no image needs"
 	dir, stateErr := g.stateDir()
+	if stateErr != nil {
+		return prune
+	}
+	if said := freeSpace(dir, err); said != "" {
+		return said + "; " + prune
+	}
+	return prune
+}
+
+// freeSpace says what the file system of a directory has left, "" if it cannot be asked.
+func freeSpace(dir string, err error) string {
 	var st unix.Statfs_t
-	if stateErr != nil || unix.Statfs(dir, &st) != nil {
-		return "`img prune` frees what no image needs"
+	if unix.Statfs(dir, &st) != nil {
+		return ""
 	}
 	free := humanSize(int64(st.Bavail) * st.Bsize)
 	if errors.Is(err, syscall.EDQUOT) {
-		return fmt.Sprintf("the quota for %s is used up (the file system has %s free); `img prune` frees what no image needs", dir, free)
+		return fmt.Sprintf("the quota for %s is used up (the file system has %s free)", dir, free)
 	}
-	return fmt.Sprintf("the file system of %s has %s and %d inodes free; `img prune` frees what no image needs", dir, free, st.Ffree)
+	return fmt.Sprintf("the file system of %s has %s and %d inodes free", dir, free, st.Ffree)
+}
+
+// fullDest gives the error of a result that found no room a hint about its own place, unless that is the state's as well.
+func fullDest(g *Globals, dest string, err error) error {
+	dir := dest
+	for !isDir(dir) && dir != filepath.Dir(dir) {
+		dir = filepath.Dir(dir)
+	}
+	var there, state unix.Statfs_t
+	home, stateErr := g.stateDir()
+	if !isDiskFull(err) || stateErr != nil || unix.Statfs(dir, &there) != nil || unix.Statfs(home, &state) != nil || there.Fsid == state.Fsid {
+		return err
+	}
+	return withHint(exitHost, err, "%s", freeSpace(dir, err))
 }
 
 // A crash is a panic that was caught, with its stack printed already.

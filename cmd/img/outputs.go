@@ -33,7 +33,7 @@ func (b *build) results(ctx context.Context, x *img.Executor, outs map[dag.ID]ca
 	}
 	for _, o := range b.r.Outputs {
 		if err := b.output(ctx, x, o, outs, built); err != nil {
-			return fmt.Errorf("output %s: %w", o.Type, err)
+			return fullDest(b.g, o.Dest, fmt.Errorf("output %s: %w", o.Type, err))
 		}
 	}
 	if err := b.push(ctx, built.Manifest); err != nil {

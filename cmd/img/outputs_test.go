@@ -82,6 +82,23 @@ func TestWriteFile(t *testing.T) {
 	}
 }
 
+// Where a result found no room, the hint is about its own file system and not the state's.
+func TestFullDest(t *testing.T) {
+	home := t.TempDir()
+	os.Chmod(home, 0o700)
+	g := &Globals{State: home, getenv: func(string) string { return "" }}
+	full := &os.PathError{Op: "write", Path: "x", Err: syscall.ENOSPC}
+	if h := hint(fullDest(g, "/proc/none/x.tar", full), g); !strings.Contains(h, "the file system of /proc has") || strings.Contains(h, "prune") {
+		t.Errorf("elsewhere: %q", h)
+	}
+	if h := hint(fullDest(g, filepath.Join(home, "x.tar"), full), g); !strings.Contains(h, home) || !strings.Contains(h, "prune") {
+		t.Errorf("beside the state: %q", h)
+	}
+	if err := fullDest(g, "/proc/none", os.ErrExist); err != os.ErrExist {
+		t.Errorf("another error: %v", err)
+	}
+}
+
 // Only options that say how to build have short names in the environment.
 func TestShortNames(t *testing.T) {
 	env := map[string]string{"IMG_TAG": "v1", "IMG_TARGET": "prod", "IMG_OUTPUT": "x", "IMG_SECRET": "hush", "IMG_JOBS": "3"}

@@ -202,7 +202,8 @@ func (c *SaveCmd) Run(ctx context.Context, g *Globals) error {
 	if err != nil {
 		return err
 	}
-	return writeOutput(g, c.Output, func(w io.Writer) error { return write(ctx, w, s, images) })
+	err = writeOutput(g, c.Output, func(w io.Writer) error { return write(ctx, w, s, images) })
+	return fullDest(g, c.Output, err)
 }
 
 // namedImages finds images for an archive; the names of one image stay together.

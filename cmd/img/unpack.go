@@ -42,7 +42,7 @@ func (c *UnpackCmd) Run(ctx context.Context, g *Globals) error {
 	}
 	defer in.Close()
 	if err := in.exportFiles(ctx, ref, dest); err != nil {
-		return fmt.Errorf("unpack %s: %w", ref, err)
+		return fullDest(g, dest, fmt.Errorf("unpack %s: %w", ref, err))
 	}
 	fmt.Fprintf(g.stdout, "Successfully unpacked rootfs for %s to: %s\n", progress.Clean(c.Image), progress.Clean(dest))
 	return nil
