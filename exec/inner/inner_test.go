@@ -299,7 +299,7 @@ func TestErrors(t *testing.T) {
 			{"plain", "disk on fire", "", ""},
 			{"relayed", "far: x", "busy", `{"Port":1}`},
 			{"nothing", `the inner process has no method "nothing"`, "", ""},
-			{"panic", "panic in panic: index out of range", KindPanic, "*"},
+			{"panic", "panic in panic: runtime error: index out of range [0] with length 0", KindPanic, "*"},
 			{"unwritable", "answer unwritable: json: error calling MarshalJSON for type inner.unwritable: no form", "", ""},
 		} {
 			_, err := c.Call(t.Context(), x.method, nil, nil)
