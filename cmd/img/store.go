@@ -55,7 +55,7 @@ func openStore(g *Globals) (*store, error) {
 // remap opens the snapshots of a mapping.
 func (s *store) remap(m userns.Mapping) (err error) {
 	s.mapping = m
-	s.snaps, err = snapshot.Open(filepath.Join(s.dir, "snapshot"), snapshot.Options{Map: m.Label(), IDs: m.IDs()})
+	s.snaps, err = snapshot.Open(filepath.Join(s.dir, "snapshot"), snapshot.Options{Map: m.Label(), IDs: m.IDs(), Boot: bootID()})
 	return err
 }
 
@@ -74,7 +74,7 @@ func driver(g *Globals) string {
 
 // executor makes an Executor on the store.
 func (s *store) executor(g *Globals, o img.Options) *img.Executor {
-	o.State, o.Mapping, o.Snapshots, o.Layout, o.Driver = s.dir, s.mapping, s.snaps, s.images, s.driver
+	o.State, o.Mapping, o.Snapshots, o.Layout, o.Driver, o.Boot = s.dir, s.mapping, s.snaps, s.images, s.driver, bootID()
 	if f, ok := g.stderr.(*os.File); ok {
 		o.Stderr = f
 	}
