@@ -52,7 +52,7 @@ func (x *Executor) copyKey(ctx context.Context, h *cache.Hash, op *dag.Copy, in 
 
 // planCopy finds what the sources name and computes the digest of all of it.
 func (x *Executor) planCopy(ctx context.Context, op *dag.Copy, in []cache.Output) (*copyPlan, error) {
-	src, release, err := x.source(op.From, in)
+	src, release, err := x.source(ctx, op.From, in)
 	if err != nil {
 		return nil, err
 	}
@@ -107,7 +107,7 @@ func sumMatch(ctx context.Context, sum *treeSum, src source, m match, keep filte
 }
 
 // source opens where a step takes files from.
-func (x *Executor) source(from dag.Source, in []cache.Output) (source, func(), error) {
+func (x *Executor) source(ctx context.Context, from dag.Source, in []cache.Output) (source, func(), error) {
 	if from.Context != "" {
 		c, ok := x.o.Contexts[from.Context]
 		if !ok {
@@ -122,7 +122,7 @@ func (x *Executor) source(from dag.Source, in []cache.Output) (source, func(), e
 	if n == "" {
 		return emptySource{}, func() {}, nil
 	}
-	v, err := x.viewOf(n)
+	v, err := x.viewOf(ctx, n)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -513,6 +513,11 @@ func (t *target) resolve(p string) (string, error) {
 	}
 	full, err := securejoin.SecureJoin(t.path, p)
 	if err != nil {
+		// The error names where the root is for now, which helps nobody.
+		var errno unix.Errno
+		if errors.As(err, &errno) {
+			err = errno
+		}
 		return "", fmt.Errorf("%s: %w", p, err)
 	}
 	rel := strings.TrimPrefix(strings.TrimPrefix(full, t.path), "/")

@@ -278,12 +278,12 @@ func (w *world) settle(ctx context.Context, st *snapshot.Staging, a *layer.Appli
 }
 
 // viewOf reads what a vertex made. A base image's trees exist only once it is unpacked.
-func (x *Executor) viewOf(n snapshot.Name) (*snapshot.View, error) {
+func (x *Executor) viewOf(ctx context.Context, n snapshot.Name) (*snapshot.View, error) {
 	v, err := x.o.Snapshots.View(n)
 	if err == nil {
 		return v, nil
 	}
-	if merr := x.materialize(context.Background(), n); merr != nil {
+	if merr := x.materialize(ctx, n); merr != nil {
 		return nil, errors.Join(merr, err)
 	}
 	return x.o.Snapshots.View(n)

@@ -73,7 +73,7 @@ func optional(n *uint32) string {
 // bindKey adds the digest of exactly what is shown.
 func (x *Executor) bindKey(ctx context.Context, h *cache.Hash, op *dag.Run, i int, in []cache.Output) error {
 	m := op.Mounts[i]
-	src, release, err := x.source(m.From, in)
+	src, release, err := x.source(ctx, m.From, in)
 	if err != nil {
 		return err
 	}

@@ -12,6 +12,8 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
+	"sync"
 	"syscall"
 )
 
@@ -128,7 +130,7 @@ func Inherit(path string) error {
 	if err := syscall.Lstat(path, &own); err != nil {
 		return &fs.PathError{Op: "lstat", Path: path, Err: err}
 	}
-	if dir.Uid == own.Uid && dir.Gid == own.Gid || dir.Uid == overflow || dir.Gid == overflow {
+	if dir.Uid == own.Uid && dir.Gid == own.Gid || (dir.Uid == overflow || dir.Gid == overflow) && !initialIDs() {
 		return nil
 	}
 	err := os.Lchown(path, int(dir.Uid), int(dir.Gid))
@@ -137,6 +139,13 @@ func Inherit(path string) error {
 	}
 	return err
 }
+
+// initialIDs reports whether all ids are mapped to themselves, as outside of any user namespace: 65534 is then a user like others, and
+// not where unmapped owners show.
+var initialIDs = sync.OnceValue(func() bool {
+	m, err := os.ReadFile("/proc/self/uid_map")
+	return err == nil && strings.Join(strings.Fields(string(m)), " ") == "0 0 4294967295"
+})
 
 // SyncDir makes the names in a directory durable.
 func SyncDir(dir string) error {

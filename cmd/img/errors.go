@@ -176,6 +176,9 @@ func exitText(e *engine.VertexError) string {
 	if exit.Signal > 0 {
 		how = fmt.Sprintf("killed by signal %d (%s)", exit.Signal, syscall.Signal(exit.Signal))
 	}
+	if exit.Msg != "" {
+		how += ": " + exit.Msg
+	}
 	return fmt.Sprintf("process %q did not complete successfully: %s", strings.Join(run.Args, " "), how)
 }
 

@@ -271,6 +271,10 @@ func checkTar(r io.Reader) error {
 		if errors.Is(err, io.EOF) {
 			break
 		}
+		var stopped interrupted
+		if isDiskFull(err) || errors.As(err, &stopped) {
+			return err // the tar's other readers failed, not the tar
+		}
 		if err != nil && entries == 0 {
 			return fmt.Errorf("this is not a tar: %w", err)
 		}

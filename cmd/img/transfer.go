@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/distribution/reference"
@@ -157,7 +158,11 @@ func (c *PushCmd) Run(ctx context.Context, g *Globals) error {
 
 // pushImage sends an image and names it in the registry.
 func pushImage(ctx context.Context, s *layout.Store, client *registry.Client, ref string, d v1.Descriptor) error {
-	repo, err := client.Repository(ref)
+	from, err := mountable(ctx, s, ref, d)
+	if err != nil {
+		return err
+	}
+	repo, err := client.Repository(ref, from...)
 	if err != nil {
 		return err
 	}
@@ -169,6 +174,38 @@ func pushImage(ctx context.Context, s *layout.Store, client *registry.Client, re
 		return err
 	}
 	return client.Tag(ctx, ref, d, manifest)
+}
+
+// mountable returns the references, on the registry of ref, of pulled images that share content with d: the registry can take that content
+// from their repositories instead of over the network.
+func mountable(ctx context.Context, s *layout.Store, ref string, d v1.Descriptor) ([]string, error) {
+	to, err := reference.ParseNormalizedNamed(ref)
+	if err != nil {
+		return nil, err
+	}
+	ours, err := s.Reachable(ctx, d)
+	if err != nil {
+		return nil, err
+	}
+	tags, err := s.List(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var out []string
+	for _, t := range tags {
+		from, err := reference.ParseNormalizedNamed(t.Descriptor.Annotations[layout.PulledFrom])
+		if err != nil || reference.Domain(from) != reference.Domain(to) || reference.Path(from) == reference.Path(to) {
+			continue
+		}
+		theirs, err := s.Reachable(ctx, t.Descriptor)
+		if err != nil {
+			return nil, err
+		}
+		if slices.ContainsFunc(theirs, func(h v1.Hash) bool { return slices.Contains(ours, h) }) {
+			out = append(out, from.String())
+		}
+	}
+	return out, nil
 }
 
 // SaveCmd is `img save`.
