@@ -122,7 +122,12 @@ func (x *Executor) Usable(ctx context.Context, v *dag.Vertex, r cache.Record) bo
 		return x.haveManifest(ctx, r.Output)
 	}
 	// A record of a weaker sandbox stands only where this build could do no better.
-	return r.Tier <= x.Tier() && x.o.Snapshots.Has(snapshot.Name(r.Output))
+	n := snapshot.Name(r.Output)
+	if r.Tier > x.Tier() || !x.o.Snapshots.Has(n) {
+		return false
+	}
+	x.o.Snapshots.Touch(n)
+	return true
 }
 
 // Exec implements engine.Executor.

@@ -62,11 +62,9 @@ type removeArgs struct {
 	Caches    []string
 }
 
-// Remove deletes snapshots and cache mounts of the build's mapping. Their files belong to mapped ids, so it is done inside.
+// Remove deletes snapshots and cache mounts of the build's mapping, and what killed builds left unfinished. The files belong to mapped ids,
+// so it is done inside.
 func (x *Executor) Remove(ctx context.Context, snapshots []snapshot.Name, caches []string) error {
-	if len(snapshots)+len(caches) == 0 {
-		return nil
-	}
 	return x.call(ctx, "remove", removeArgs{snapshots, caches}, nil)
 }
 
@@ -85,6 +83,7 @@ func (w *world) remove(ctx context.Context, a removeArgs, _ []*os.File) (struct{
 			return none, err
 		}
 	}
+	w.snaps.Sweep()
 	return none, nil
 }
 

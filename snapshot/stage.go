@@ -269,6 +269,9 @@ func (s *Store) trash(dir string) error {
 	return removeTree(away, time.Time{})
 }
 
+// Sweep removes all that dead processes left. Open does so, too, but only for a moment.
+func (s *Store) Sweep() { s.sweep(time.Hour) }
+
 // sweep removes what dead processes left: stages whose flock is free, and trash.
 func (s *Store) sweep(d time.Duration) {
 	until := time.Now().Add(d)

@@ -26,8 +26,8 @@ import (
 // An insider does what can be done only inside the user namespace of builds, whose ids own snapshots and cache
 // mounts. store.go starts one.
 type insider interface {
-	// removeInside deletes snapshots (by name, children first) and cache mounts ("mount/" and the path below
-	// exec/mounts).
+	// removeInside deletes snapshots (by name, children first), cache mounts ("mount/" and the path below
+	// exec/mounts), and whatever unfinished snapshots nobody works on.
 	removeInside(ctx context.Context, names []string) error
 	// exportFiles writes the files of an image, given by full name or digest, into a directory, which is made if
 	// missing; they belong to the caller.
@@ -224,7 +224,7 @@ func (d *disk) contexts() ([]usage, error) {
 }
 
 // leftovers lists what killed processes left. Contexts from standard input are ours to remove; unfinished snapshots
-// belong to other ids, and the next build removes them.
+// belong to the mapping's ids.
 func (d *disk) leftovers() ([]usage, error) {
 	out, err := d.entries("tmp", "", usage{Type: kindLeftover, Description: "context of a build that was killed, or runs", Reclaimable: true, Mutable: true})
 	if err != nil {
@@ -236,7 +236,7 @@ func (d *disk) leftovers() ([]usage, error) {
 	}
 	for _, m := range maps {
 		for prefix, what := range map[string]string{"stage-": "step that was killed, or runs", "trash-": "snapshot being deleted"} {
-			some, err := d.entries("snapshot/"+m.Name(), prefix, usage{Type: kindLeftover, Description: what, Mutable: true})
+			some, err := d.entries("snapshot/"+m.Name(), prefix, usage{Type: kindLeftover, Description: what, Mutable: true, Reclaimable: m.Name() == d.label})
 			if err != nil {
 				return nil, err
 			}
@@ -599,7 +599,7 @@ func (d *disk) remove(ctx context.Context, g *Globals, list []usage) error {
 				return err
 			}
 		}
-		if u.Type == kindSnapshot || u.Type == kindMount {
+		if u.Type == kindSnapshot || u.Type == kindMount || u.unfinished() {
 			inside = append(inside, u.ID)
 		}
 	}
@@ -624,6 +624,9 @@ func (d *disk) removeOurs(u usage) error {
 		}
 		return d.blobs.Delete(h)
 	case kindContext, kindLeftover:
+		if u.unfinished() {
+			return nil // gone with what was removed inside
+		}
 		return os.RemoveAll(filepath.Join(d.dir, u.ID))
 	}
 	return nil
@@ -640,6 +643,11 @@ func removeInside(ctx context.Context, g *Globals, names []string) error {
 	}
 	defer in.Close()
 	return in.removeInside(ctx, names)
+}
+
+// unfinished says that u is below snapshot/, but no snapshot.
+func (u usage) unfinished() bool {
+	return u.Type == kindLeftover && strings.HasPrefix(u.ID, "snapshot/")
 }
 
 // parseBytes reads "512MB", "10GiB", "1g" or plain bytes; all units are powers of 1024 as Docker has them for storage.

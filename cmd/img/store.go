@@ -123,7 +123,8 @@ func (i *inside) removeInside(ctx context.Context, names []string) error {
 	for _, n := range names {
 		if p, ok := strings.CutPrefix(n, mountPrefix); ok {
 			caches = append(caches, p)
-		} else {
+		} else if !strings.HasPrefix(n, "snapshot/") { // unfinished ones have no name
+
 			snaps = append(snaps, snapshot.Name(n))
 		}
 	}
