@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -412,7 +413,7 @@ func (b *build) solve(ctx context.Context, display *progress.Display) (*img.Exec
 			Contexts: b.contexts, Base: b.bases, Secret: b.secret, ResolvConf: resolvConf(), Note: display.Note,
 		})
 		outs, err := engine.Solve(ctx, b.plan.Graph, b.targets(), x, engine.Options{
-			Cache: b.s.records, Jobs: b.c.Jobs, Observe: display.Observe, Boot: bootID(),
+			Cache: b.s.records, Jobs: b.c.Jobs, Observe: b.observe(display), Boot: bootID(),
 		})
 		var remapped *img.RemappedError
 		if !errors.As(err, &remapped) {
@@ -424,6 +425,37 @@ func (b *build) solve(ctx context.Context, display *progress.Display) (*img.Exec
 			return nil, nil, err
 		}
 	}
+}
+
+// observe hands events to the display, with --explain those of steps that run with the reason.
+func (b *build) observe(display *progress.Display) func(engine.Event) {
+	if !b.c.Explain {
+		return display.Observe
+	}
+	said := map[dag.ID]bool{}
+	return func(e engine.Event) {
+		if e.State == engine.Running && e.Log == nil && e.Note == "" && !said[e.Vertex.ID] {
+			said[e.Vertex.ID] = true
+			e.Note = b.explain(e)
+		}
+		display.Observe(e)
+	}
+}
+
+// explain says why a step runs: the first line of its key that differs from the last time's.
+func (b *build) explain(e engine.Event) string {
+	if e.Vertex.NoCache {
+		return "runs: --no-cache asks for it"
+	}
+	if _, ok := b.s.records.Get(e.Key); ok {
+		return "runs: it is known, but what it made is not in the store any more"
+	}
+	last, ok := b.s.records.Nearest(engine.Step(e.Vertex), e.Text)
+	if !ok {
+		return "runs: there is no record of this step"
+	}
+	was, now := cache.Explain(last.Text, e.Text)
+	return fmt.Sprintf("runs: last time it had %s, now %s", cmp.Or(was, "nothing more"), cmp.Or(now, "nothing more"))
 }
 
 // secret reads a secret when a step asks for it.

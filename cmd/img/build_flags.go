@@ -60,6 +60,7 @@ type BuildCmd struct {
 
 	Progress  string `group:"Looking" placeholder:"MODE" help:"auto, tty, plain or quiet."`
 	NoConsole bool   `group:"Looking" help:"The same as --progress=plain."`
+	Explain   bool   `group:"Looking" help:"Say of each step that runs why it is not cached."`
 	Print     string `group:"Looking" placeholder:"plan" help:"Print the plan instead of building."`
 
 	ignoredFlags
@@ -98,7 +99,6 @@ type unservedFlags struct {
 	DNS          []string `sep:"none" hidden:"" name:"dns"`
 	DNSOption    []string `sep:"none" hidden:"" name:"dns-option"`
 	DNSSearch    []string `sep:"none" hidden:"" name:"dns-search"`
-	Explain      bool     `hidden:""`
 	FromPlan     string   `hidden:""`
 	Load         bool     `hidden:""`
 	LogFile      string   `hidden:""`
@@ -143,7 +143,6 @@ var unserved = map[string]string{
 	"dns":            "RUN uses the host's resolver",
 	"dns-option":     "RUN uses the host's resolver",
 	"dns-search":     "RUN uses the host's resolver",
-	"explain":        "cache misses cannot be explained yet",
 	"from-plan":      "plans cannot be read back yet",
 	"load":           "there is no daemon to load into; use -o type=docker,dest=FILE and docker load",
 	"log-file":       "logs go to standard error; redirect that",
