@@ -18,8 +18,8 @@ type Image struct {
 	Ref string `json:"ref" key:"-"`
 	// Layers are the image's layers, base first.
 	Layers []Layer `json:"layers" key:"-"`
-	// Source says where the layers' blobs are: "" for the local store, otherwise an index of Options.Sources of
-	// the executor ("registry", "oci-layout:<context name>").
+	// Source says where a plan's reader finds the image: "registry", or the name of an oci-layout context. Steps look in the local
+	// store first, and then where lowering found the image.
 	Source string `json:"source,omitempty" key:"-"`
 }
 

@@ -324,21 +324,25 @@ func (x *Executor) copyContext(c *Context, m userns.Mapping) (string, error) {
 	return dir, errors.Join(os.Chown(dir, int(t.uid), int(t.gid)), os.Chmod(dir, 0o755))
 }
 
-// makeMapDir makes the part of a state directory that belongs to a mapping. The directories above it belong to the state's owner.
+// makeMapDir makes the part of a state directory that belongs to a mapping. The directories above it belong to the state's owner. It may
+// find what another process has made and not yet given away, so it looks at the owner either way.
 func makeMapDir(dir string, m userns.Mapping) error {
 	if err := atomicfile.MkdirAll(dir); err != nil {
 		return err
 	}
 	sub := filepath.Join(dir, m.Label())
-	err := os.Mkdir(sub, 0o755)
-	if errors.Is(err, os.ErrExist) {
-		return nil
-	}
-	if err != nil {
+	if err := os.Mkdir(sub, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
 		return err
 	}
-	// A setgid or ACL-bearing parent must not leak in.
-	if err := os.Chown(sub, int(m.HostUID()), int(m.HostGID())); err != nil {
+	var st unix.Stat_t
+	if err := unix.Lstat(sub, &st); err != nil {
+		return &os.PathError{Op: "lstat", Path: sub, Err: err}
+	}
+	if st.Uid == m.HostUID() && st.Gid == m.HostGID() && st.Mode == unix.S_IFDIR|0o755 {
+		return nil
+	}
+	// Owner before mode: a setgid or ACL-bearing parent must not leak in.
+	if err := os.Lchown(sub, int(m.HostUID()), int(m.HostGID())); err != nil {
 		return err
 	}
 	return os.Chmod(sub, 0o755)

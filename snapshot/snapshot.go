@@ -71,29 +71,6 @@ type Store struct {
 	working []*workTree
 }
 
-// Create makes the directory of a mapping with its owner: the host ids of the mapping's root. The process that may give
-// it that owner calls it before the first Open inside the namespace. It is no error if the directory exists.
-func Create(dir, label string, uid, gid int) error {
-	d := filepath.Join(dir, label)
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return fmt.Errorf("make snapshot directory: %w", err)
-	}
-	err := os.Mkdir(d, 0o755)
-	if errors.Is(err, fs.ErrExist) {
-		return nil
-	}
-	if err == nil {
-		err = os.Lchown(d, uid, gid)
-	}
-	if err == nil {
-		err = os.Chmod(d, 0o755)
-	}
-	if err != nil {
-		return fmt.Errorf("make snapshot directory: %w", err)
-	}
-	return nil
-}
-
 // Open uses dir (<state>/snapshot). With Scratch it also removes what processes that died left behind, for at most a tenth
 // of a second.
 func Open(dir string, o Options) (*Store, error) {

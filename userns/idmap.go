@@ -28,7 +28,7 @@ func IDMap(uids, gids []Range) (*os.File, error) {
 	cmd.Args = []string{"img", holdWord, "on"}
 	cmd.Env, cmd.Stdin = []string{}, r
 	cmd.SysProcAttr = &syscall.SysProcAttr{
-		Cloneflags: syscall.CLONE_NEWUSER, UidMappings: sysRanges(uids), GidMappings: sysRanges(gids), GidMappingsEnableSetgroups: true,
+		Cloneflags: syscall.CLONE_NEWUSER, UidMappings: sysMap(uids), GidMappings: sysMap(gids), GidMappingsEnableSetgroups: true,
 	}
 	err = cmd.Start()
 	r.Close()
@@ -38,14 +38,6 @@ func IDMap(uids, gids []Range) (*os.File, error) {
 	defer cmd.Wait()
 	defer w.Close() // before Wait
 	return os.Open(fmt.Sprintf("/proc/%d/ns/user", cmd.Process.Pid))
-}
-
-func sysRanges(ranges []Range) []syscall.SysProcIDMap {
-	var out []syscall.SysProcIDMap
-	for _, r := range ranges {
-		out = append(out, syscall.SysProcIDMap{ContainerID: int(r.Container), HostID: int(r.Host), Size: int(r.Count)})
-	}
-	return out
 }
 
 // OwnerFirst returns the ranges of an IDMap that shows the files of one id as those of the mapping's root, and all others (below the
