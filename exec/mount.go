@@ -363,7 +363,8 @@ func (s *step) throwaway(ctx context.Context, m mountArgs, lower string) (string
 	return over.at, over.hide(m.Hidden)
 }
 
-// likeRoot gives a new directory the mode, the owner and the time of another.
+// likeRoot gives a new directory the mode, the owner and the time of another. An owner that the mapping does not have cannot be given; the
+// directory then stays root's.
 func likeRoot(dir, of string) error {
 	var st unix.Stat_t
 	if err := unix.Stat(of, &st); err != nil {
@@ -371,7 +372,7 @@ func likeRoot(dir, of string) error {
 	}
 	// Owner before mode: chown clears the set-id bits.
 	err := os.Chown(dir, int(st.Uid), int(st.Gid))
-	if err == nil {
+	if err == nil || errors.Is(err, unix.EINVAL) {
 		err = unix.Chmod(dir, st.Mode&0o7777)
 	}
 	if err == nil {
@@ -414,6 +415,9 @@ func (o *overlay) hide(paths []string) error {
 	}
 	defer upper.Close()
 	for _, p := range paths {
+		if err := o.makeParents(path.Dir(p)); err != nil {
+			return err
+		}
 		if err := whiteOut(upper, p); err != nil {
 			return &os.PathError{Op: "hide", Path: p, Err: err}
 		}
@@ -437,12 +441,31 @@ func (o *overlay) copyUp(paths []string) error {
 		if err == nil {
 			err = root.Chmod(dir, info.Mode())
 		}
-		if err != nil {
+		if err != nil && !errors.Is(err, unix.EPERM) {
 			return err
 		}
 		done = dir
 	}
 	return nil
+}
+
+// makeParents makes the directories of the upper that the overlay could not be told to make: those of owners that the mapping does not
+// have. They show as root's, with the mode and time that they have below.
+func (o *overlay) makeParents(dir string) error {
+	if dir == "." {
+		return nil
+	}
+	to := path.Join(o.upper, dir)
+	if _, err := os.Lstat(to); err == nil {
+		return nil
+	}
+	if err := o.makeParents(path.Dir(dir)); err != nil {
+		return err
+	}
+	if err := os.Mkdir(to, 0o755); err != nil {
+		return err
+	}
+	return likeRoot(to, path.Join(o.lower, dir))
 }
 
 func whiteOut(upper *os.File, p string) error {
