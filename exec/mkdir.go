@@ -26,12 +26,13 @@ func (x *Executor) mkdir(ctx context.Context, op *dag.Mkdir, in []cache.Output) 
 		return "", err
 	}
 	var out snapshot.Name
-	err := x.call(ctx, "mkdir", mkdirArgs{op, base}, &out)
+	err := x.call(ctx, "mkdir", gobbed[mkdirArgs]{mkdirArgs{op, base}}, &out)
 	return cache.Output(out), err
 }
 
 // mkdir is WORKDIR: the directory and its missing parents, owned by USER (an unknown name is root).
-func (w *world) mkdir(ctx context.Context, a mkdirArgs, _ []*os.File) (snapshot.Name, error) {
+func (w *world) mkdir(ctx context.Context, g gobbed[mkdirArgs], _ []*os.File) (snapshot.Name, error) {
+	a := g.v
 	active, err := w.snaps.Prepare(ctx, a.Base)
 	if err != nil {
 		return "", err

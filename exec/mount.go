@@ -166,14 +166,36 @@ type mountArgs struct {
 	Real   string
 	IsDir  bool
 	Hidden []string
+	// Mode, UID and GID are M's, which a gob keeps only where they are not 0.
+	Mode, UID, GID given
 	// Secret is the content; Given says that there is one.
 	Secret []byte
 	Given  bool
 }
 
+// A given is a number that may be missing.
+type given struct {
+	Given bool
+	N     uint32
+}
+
+func givenOf(p *uint32) given {
+	if p == nil {
+		return given{}
+	}
+	return given{true, *p}
+}
+
+func (n given) or(missing uint32) uint32 {
+	if n.Given {
+		return n.N
+	}
+	return missing
+}
+
 func (x *Executor) mountArgs(ctx context.Context, op *dag.Run, i int, in []cache.Output) (mountArgs, error) {
 	m := op.Mounts[i]
-	a := mountArgs{M: m}
+	a := mountArgs{M: m, Mode: givenOf(m.Mode), UID: givenOf(m.UID), GID: givenOf(m.GID)}
 	switch m.Type {
 	case dag.MountSSH:
 		return a, errors.New("RUN --mount=type=ssh: agents are not forwarded by this version of img")
@@ -525,25 +547,15 @@ func (s *step) secret(m mountArgs) error {
 	if m.M.Target == "" {
 		return nil
 	}
-	mode := os.FileMode(0o400)
-	if m.M.Mode != nil {
-		mode = os.FileMode(*m.M.Mode & 0o777)
-	}
+	mode := os.FileMode(m.Mode.or(0o400) & 0o777)
 	if err := s.show(m.M.Target, m.Secret, mode); err != nil {
 		return err
 	}
-	uid, gid := value(m.M.UID), value(m.M.GID)
+	uid, gid := m.UID.or(0), m.GID.or(0)
 	if s.w.setup.Single {
 		uid, gid = 0, 0
 	}
 	return os.Chown(s.mounts[len(s.mounts)-1].Source, int(uid), int(gid))
-}
-
-func value(n *uint32) uint32 {
-	if n == nil {
-		return 0
-	}
-	return *n
 }
 
 // A cacheDir is a locked cache directory: <state>/exec/mounts/<map>/<hash of the id>/<n>.
@@ -662,27 +674,23 @@ func (s *step) cache(ctx context.Context, m mountArgs) error {
 }
 
 func (s *step) fillCache(ctx context.Context, d *cacheDir, m mountArgs) error {
-	uid, gid := value(m.M.UID), value(m.M.GID)
+	uid, gid := m.UID.or(0), m.GID.or(0)
 	if s.w.setup.Single {
 		uid, gid = 0, 0
-	}
-	mode := os.FileMode(0o755)
-	if m.M.Mode != nil {
-		mode = os.FileMode(*m.M.Mode & 0o7777)
 	}
 	if _, err := os.Lstat(d.path); errors.Is(err, os.ErrNotExist) {
 		if err := s.newCache(ctx, d, m); err != nil {
 			return err
 		}
 	}
-	if m.M.Mode == nil && m.M.UID == nil && m.M.GID == nil {
+	if !m.Mode.Given && !m.UID.Given && !m.GID.Given {
 		return nil
 	}
 	// Ownership is the mount's, not the cache's: it is applied each time.
 	if err := os.Chown(d.path, int(uid), int(gid)); err != nil {
 		return err
 	}
-	return unix.Chmod(d.path, uint32(mode))
+	return unix.Chmod(d.path, m.Mode.or(0o755)&0o7777)
 }
 
 // newCache makes a cache directory by rename, so that one that was being filled when a build died is not taken for whole. One step makes

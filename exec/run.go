@@ -75,7 +75,7 @@ func (x *Executor) run(ctx context.Context, op *dag.Run, in []cache.Output, log 
 		printed <- err
 	}()
 	var out snapshot.Name
-	err = x.call(ctx, "run", a, &out, wr)
+	err = x.call(ctx, "run", gobbed[runArgs]{a}, &out, wr)
 	// The inner process's end is closed with the step, so that the copy ends when the last byte has been read.
 	wr.Close()
 	<-printed
@@ -100,7 +100,8 @@ func outputPipe() (r, w *os.File, err error) {
 }
 
 // run is the step itself, in the inner process.
-func (w *world) run(ctx context.Context, a runArgs, files []*os.File) (snapshot.Name, error) {
+func (w *world) run(ctx context.Context, g gobbed[runArgs], files []*os.File) (snapshot.Name, error) {
+	a := g.v
 	if len(files) != 1 {
 		return "", fmt.Errorf("run came with %d descriptors", len(files))
 	}
