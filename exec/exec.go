@@ -24,8 +24,8 @@ import (
 
 // Options of New. State, Snapshots and Layout are needed; the rest may be zero.
 type Options struct {
-	// State is the state directory, absolute.
-	State string
+	// State is where the state directory's files are reached, Real its own path, free of links, where mounts are made of it; "" is State.
+	State, Real string
 	// Mapping is the id mapping that the inner process is to have; Snapshots is opened with its label.
 	Mapping   userns.Mapping
 	Snapshots *snapshot.Store
@@ -66,11 +66,14 @@ type Executor struct {
 
 // New makes an Executor. Nothing is started until a vertex needs the inner process.
 func New(o Options) *Executor {
+	if o.Real == "" {
+		o.Real = o.State
+	}
 	if o.Note == nil {
 		o.Note = func(string) {}
 	}
 	for _, c := range o.Contexts {
-		c.hide(o.State)
+		c.hide(o.Real)
 	}
 	return &Executor{o: o, unpacked: map[snapshot.Name]*flight{}, bases: map[snapshot.Name]*dag.Image{}}
 }
@@ -84,7 +87,7 @@ func (x *Executor) Tier() int {
 }
 
 // Versions of what each kind of step does. A number is raised whenever a result may differ from the one that an older img made.
-var semantics = map[string]int{"image": 1, "run": 1, "copy": 1, "mkdir": 1, "pack": 1, "manifest": 1}
+var semantics = map[string]int{"image": 1, "run": 2, "copy": 2, "mkdir": 1, "pack": 1, "manifest": 1}
 
 // Key implements engine.Executor.
 func (x *Executor) Key(ctx context.Context, v *dag.Vertex, in []cache.Output, h *cache.Hash) error {

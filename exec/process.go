@@ -192,8 +192,8 @@ func (x *Executor) setUp(ctx context.Context, p *process) error {
 		}
 	}()
 	for at, dir := range map[string]string{"state/snapshot": "snapshot", "state/mounts": "exec/mounts"} {
-		d := sharedDir{At: at, Path: filepath.Join(x.o.State, dir)}
-		if err := makeMapDir(d.Path, m); err != nil {
+		d := sharedDir{At: at, Path: filepath.Join(x.o.Real, dir)}
+		if err := makeMapDir(filepath.Join(x.o.State, dir), m); err != nil {
 			return err
 		}
 		f, err := x.share(&d)
@@ -288,7 +288,15 @@ const readOnly = unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NODEV | unix.MOUNT_ATT
 
 // cloneMount opens a directory as a detached mount of its own; nil where that is forbidden (root in a container may lack the right).
 func cloneMount(path string) (*os.File, error) {
-	fd, err := unix.OpenTree(unix.AT_FDCWD, path, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_RECURSIVE)
+	// Root follows no link: whoever owns a directory on the way could have put it there.
+	at, err := unix.Openat2(unix.AT_FDCWD, path, &unix.OpenHow{
+		Flags: unix.O_PATH | unix.O_DIRECTORY | unix.O_CLOEXEC, Resolve: unix.RESOLVE_NO_SYMLINKS,
+	})
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	defer unix.Close(at)
+	fd, err := unix.OpenTree(at, "", unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_RECURSIVE|unix.AT_EMPTY_PATH)
 	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EPERM) {
 		return nil, nil
 	}
@@ -321,7 +329,7 @@ func (x *Executor) copyContext(c *Context, m userns.Mapping) (string, error) {
 	if err := errors.Join(err, t.setTimes()); err != nil {
 		return "", err
 	}
-	return dir, errors.Join(os.Chown(dir, int(t.uid), int(t.gid)), os.Chmod(dir, 0o755))
+	return filepath.Join(x.o.Real, "tmp", filepath.Base(dir)), errors.Join(os.Chown(dir, int(t.uid), int(t.gid)), os.Chmod(dir, 0o755))
 }
 
 // makeMapDir makes the part of a state directory that belongs to a mapping. The directories above it belong to the state's owner. It may

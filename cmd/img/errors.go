@@ -109,7 +109,7 @@ func report(ctx context.Context, g *Globals, err error) int {
 	if !pos.IsZero() {
 		text = pos.String() + ": " + text
 	}
-	say(g.stderr, "error", strings.TrimRight(text, "\n"))
+	say(g.stderr, "error", strings.TrimRight(g.state.named(text), "\n"))
 	if !pos.IsZero() {
 		fmt.Fprint(g.stderr, excerpt(pos, g.sources[pos.File]))
 	}

@@ -39,6 +39,8 @@ type Globals struct {
 	stdin          io.Reader
 	stdout, stderr io.Writer
 	getenv         func(string) string
+	// state is the state directory, once it was needed.
+	state *guarded
 	// settings is where values that no flag gave come from.
 	settings *settings
 	// model is the grammar, for `img config`, `img help`.
@@ -55,8 +57,19 @@ func (g *Globals) addSource(name string, text []byte) {
 	g.sources[name] = text
 }
 
-// stateDir is the state directory in force, made and checked.
-func (g *Globals) stateDir() (string, error) { return stateDir(g.State, g.getenv) }
+// stateDir is where the files of the state directory in force are reached. It is made, checked and guarded once.
+func (g *Globals) stateDir() (string, error) {
+	if g.state == nil {
+		dir, err := stateDir(g.State, g.getenv)
+		if err != nil {
+			return "", err
+		}
+		if g.state, err = guard(dir); err != nil {
+			return "", err
+		}
+	}
+	return g.state.path, nil
+}
 
 // debugf says something that is only wanted with -d.
 func (g *Globals) debugf(format string, args ...any) {

@@ -74,7 +74,8 @@ func driver(g *Globals) string {
 
 // executor makes an Executor on the store.
 func (s *store) executor(g *Globals, o img.Options) *img.Executor {
-	o.State, o.Mapping, o.Snapshots, o.Layout, o.Driver, o.Boot = s.dir, s.mapping, s.snaps, s.images, s.driver, bootID()
+	o.State, o.Real, o.Boot = s.dir, g.state.dir, bootID()
+	o.Mapping, o.Snapshots, o.Layout, o.Driver = s.mapping, s.snaps, s.images, s.driver
 	if f, ok := g.stderr.(*os.File); ok {
 		o.Stderr = f
 	}
