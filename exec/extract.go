@@ -4,7 +4,6 @@ import (
 	"archive/tar"
 	"bufio"
 	"bytes"
-	"compress/bzip2"
 	"context"
 	"crypto/sha256"
 	"encoding/gob"
@@ -20,7 +19,6 @@ import (
 	"strings"
 	"syscall"
 
-	"github.com/ulikunitz/xz"
 	"golang.org/x/sys/unix"
 
 	"img/registry/image"
@@ -122,7 +120,7 @@ func extractHere(args string) (*layer.Applied, error) {
 	var plain io.ReadCloser
 	var err error
 	if a.Archive {
-		plain, err = decompressAny(in)
+		plain, err = image.DecompressAny(in)
 	} else {
 		plain, err = image.Decompress(in, a.MediaType)
 	}
@@ -173,27 +171,10 @@ func enterTarget(target *os.File) error {
 	return unix.Chdir("/")
 }
 
-// decompressAny recognises gzip, bzip2, xz, zstd and plain data by their first bytes.
-func decompressAny(r io.Reader) (io.ReadCloser, error) {
-	b := bufio.NewReaderSize(r, 64<<10)
-	magic, _ := b.Peek(6)
-	switch {
-	case bytes.HasPrefix(magic, []byte("BZh")):
-		return io.NopCloser(bzip2.NewReader(b)), nil
-	case bytes.HasPrefix(magic, []byte{0xfd, '7', 'z', 'X', 'Z', 0}):
-		x, err := xz.NewReader(b)
-		if err != nil {
-			return nil, err
-		}
-		return io.NopCloser(x), nil
-	}
-	return image.Decompress(b, "")
-}
-
 // isArchive reports whether a file is a tar archive in any compression: its first header parses. The file is read from its start again.
 func isArchive(f *os.File) (bool, error) {
 	defer f.Seek(0, io.SeekStart)
-	plain, err := decompressAny(f)
+	plain, err := image.DecompressAny(f)
 	if err != nil {
 		return false, nil
 	}

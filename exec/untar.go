@@ -12,6 +12,8 @@ import (
 	"os"
 	"path"
 	"time"
+
+	"img/registry/image"
 )
 
 // Untar writes a tar's files into a directory as the caller's own: modes and times are kept, owners are not, device nodes are left out.
@@ -64,8 +66,7 @@ const maxText = 16 << 20
 // ReadContext reads a build context that comes as a stream: a tar in any compression is unpacked into dir, anything else is the text of a
 // Dockerfile without a context.
 func ReadContext(ctx context.Context, r io.Reader, dir string) (text []byte, err error) {
-	in := bufio.NewReaderSize(r, 64<<10)
-	plain, err := decompressAny(in)
+	plain, err := image.DecompressAny(r)
 	if err != nil {
 		return nil, err
 	}

@@ -5,7 +5,6 @@ import (
 	"bufio"
 	"bytes"
 	"cmp"
-	"compress/bzip2"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -19,9 +18,6 @@ import (
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/types"
-	"github.com/klauspost/compress/zstd"
-	"github.com/klauspost/pgzip"
-	"github.com/ulikunitz/xz"
 
 	"img/dag"
 	img "img/exec"
@@ -229,10 +225,11 @@ var layerTypes = map[string]types.MediaType{
 // packTar makes a layer of a tar, compressed in any way or not, as a stream: the tar's own bytes are kept, so that the
 // DiffID is the digest that others would compute. It fails if the input is not a tar, or is cut.
 func packTar(ctx context.Context, s *layout.Store, r io.Reader, kind string) (image.Layer, error) {
-	plain, err := decompressTar(&contextReader{ctx, r})
+	plain, err := image.DecompressAny(&contextReader{ctx, r})
 	if err != nil {
 		return image.Layer{}, err
 	}
+	defer plain.Close()
 	w, err := s.Create()
 	if err != nil {
 		return image.Layer{}, err
@@ -304,30 +301,6 @@ func (c *byteCounter) Read(p []byte) (int, error) {
 	n, err := c.r.Read(p)
 	c.n += int64(n)
 	return n, err
-}
-
-// decompressTar undoes gzip, zstd, xz and bzip2, told by the first bytes.
-func decompressTar(r io.Reader) (io.Reader, error) {
-	br := bufio.NewReaderSize(r, 256<<10)
-	magic, err := br.Peek(6)
-	if err != nil && !errors.Is(err, io.EOF) {
-		return nil, err
-	}
-	switch {
-	case bytes.HasPrefix(magic, []byte{0x1f, 0x8b}):
-		return pgzip.NewReader(br)
-	case bytes.HasPrefix(magic, []byte{0x28, 0xb5, 0x2f, 0xfd}):
-		z, err := zstd.NewReader(br, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(128<<20))
-		if err != nil {
-			return nil, fmt.Errorf("zstd: %w", err)
-		}
-		return z, nil
-	case bytes.HasPrefix(magic, []byte{0xfd, '7', 'z', 'X', 'Z', 0}):
-		return xz.NewReader(br)
-	case bytes.HasPrefix(magic, []byte("BZh")):
-		return bzip2.NewReader(br), nil
-	}
-	return br, nil
 }
 
 func hashOf(h hash.Hash) v1.Hash {

@@ -550,7 +550,7 @@ func TestPackTar(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		body, err := decompressTar(r)
+		body, err := image.DecompressAny(r)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -3,15 +3,17 @@ package image
 import (
 	"bufio"
 	"bytes"
+	"compress/bzip2"
 	"fmt"
 	"io"
 
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
+	"github.com/ulikunitz/xz"
 )
 
 const (
-	maxZstdWindow = 128 << 20 // what the zstd command line accepts at most without --long
+	maxWindow     = 128 << 20 // what the zstd command line accepts at most without --long, and twice what xz -9 needs
 	maxRatio      = 1000      // expansion; honest layers stay below 200
 	freeExpansion = 100 << 20 // bytes before the ratio counts
 )
@@ -21,30 +23,93 @@ const (
 // byte: disk images, swap files and what databases lay out beforehand are honest and shrink 30,000-fold. What those may fill is
 // the business of whoever writes them.
 func Decompress(r io.Reader, mediaType string) (io.ReadCloser, error) {
+	s, err := open(r)
+	if err != nil {
+		return nil, err
+	}
+	if s.form == xzForm || s.form == bzip2Form {
+		return nil, fmt.Errorf("layer of media type %q is compressed by xz or bzip2, which images may not use", mediaType)
+	}
+	return s.plain()
+}
+
+// DecompressAny undoes the compression of an archive that is no layer: what Decompress knows, xz and bzip2, within the same bounds.
+func DecompressAny(r io.Reader) (io.ReadCloser, error) {
+	s, err := open(r)
+	if err != nil {
+		return nil, err
+	}
+	return s.plain()
+}
+
+// Forms of compression.
+type form int
+
+const (
+	plainForm form = iota
+	gzipForm
+	zstdForm
+	bzip2Form
+	xzForm
+)
+
+func formOf(magic []byte) form {
+	switch {
+	case bytes.HasPrefix(magic, []byte{0x1f, 0x8b}):
+		return gzipForm
+	case bytes.HasPrefix(magic, []byte{0x28, 0xb5, 0x2f, 0xfd}), isSkippable(magic):
+		return zstdForm
+	case bytes.HasPrefix(magic, []byte("BZh")):
+		return bzip2Form
+	case bytes.HasPrefix(magic, xzMagic):
+		return xzForm
+	}
+	return plainForm
+}
+
+// A stream is an input whose form is known.
+type stream struct {
+	in   *counter
+	r    *bufio.Reader
+	form form
+}
+
+func open(r io.Reader) (*stream, error) {
 	in := &counter{r: r}
 	br := bufio.NewReaderSize(in, 1<<16)
 	magic, err := br.Peek(6)
 	if err != nil && err != io.EOF {
 		return nil, err
 	}
-	switch {
-	case bytes.HasPrefix(magic, []byte{0x1f, 0x8b}):
-		zr, err := gzip.NewReader(br)
+	return &stream{in, br, formOf(magic)}, nil
+}
+
+// plain returns the uncompressed content.
+func (s *stream) plain() (io.ReadCloser, error) {
+	switch s.form {
+	case gzipForm:
+		zr, err := gzip.NewReader(s.r)
 		if err != nil {
 			return nil, fmt.Errorf("gzip: %w", err)
 		}
-		return &bounded{r: zr, in: in, close: zr.Close}, nil
-	case bytes.HasPrefix(magic, []byte{0x28, 0xb5, 0x2f, 0xfd}), isSkippable(magic):
+		return &bounded{r: zr, in: s.in, close: zr.Close}, nil
+	case zstdForm:
 		// One decoder goroutine: layers are unpacked side by side already.
-		zr, err := zstd.NewReader(br, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(maxZstdWindow), zstd.WithDecoderLowmem(true))
+		zr, err := zstd.NewReader(s.r, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(maxWindow), zstd.WithDecoderLowmem(true))
 		if err != nil {
 			return nil, fmt.Errorf("zstd: %w", err)
 		}
-		return &bounded{r: zr, in: in, close: func() error { zr.Close(); return nil }}, nil
-	case bytes.HasPrefix(magic, []byte{0xfd, '7', 'z', 'X', 'Z', 0}), bytes.HasPrefix(magic, []byte("BZh")):
-		return nil, fmt.Errorf("layer of media type %q is compressed by xz or bzip2, which images may not use", mediaType)
+		return &bounded{r: zr, in: s.in, close: func() error { zr.Close(); return nil }}, nil
+	case bzip2Form:
+		return &bounded{r: bzip2.NewReader(s.r), in: s.in, close: func() error { return nil }}, nil
+	case xzForm:
+		zr, err := xz.NewReader(newXZGuard(s.r, maxWindow))
+		if err != nil {
+			return nil, err
+		}
+		return &bounded{r: zr, in: s.in, close: func() error { return nil }}, nil
 	}
-	return io.NopCloser(br), nil
+	return io.NopCloser(s.r), nil
 }
 
 // isSkippable tells a zstd skippable frame (RFC 8878, 3.1.2), which zstd:chunked and pzstd begin with.

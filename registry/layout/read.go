@@ -4,7 +4,6 @@ import (
 	"archive/tar"
 	"bufio"
 	"bytes"
-	"compress/bzip2"
 	"context"
 	"crypto/sha256"
 	"encoding/json"
@@ -16,7 +15,6 @@ import (
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/types"
-	"github.com/ulikunitz/xz"
 
 	"img/registry/image"
 )
@@ -40,13 +38,17 @@ func ReadArchive(ctx context.Context, r io.Reader, s *Store) ([]Named, error) {
 }
 
 func readArchive(ctx context.Context, r io.Reader, s *Store) ([]Named, error) {
-	plain, err := decompress(&contextReader{ctx, r})
+	plain, err := image.DecompressAny(&contextReader{ctx, r})
 	if err != nil {
 		return nil, err
 	}
 	defer plain.Close()
+	in := bufio.NewReader(plain)
+	if _, err := in.Peek(1); err == io.EOF {
+		return nil, fmt.Errorf("the archive is empty: %w", io.ErrUnexpectedEOF)
+	}
 	a := &contents{store: s, documents: map[string][]byte{}, files: map[string]v1.Descriptor{}, links: map[string]string{}, seen: map[string]bool{}}
-	tr := tar.NewReader(plain)
+	tr := tar.NewReader(in)
 	for {
 		h, err := tr.Next()
 		if err == io.EOF {
@@ -63,28 +65,6 @@ func readArchive(ctx context.Context, r io.Reader, s *Store) ([]Named, error) {
 		}
 	}
 	return a.images(ctx)
-}
-
-// decompress undoes the compression of the archive as a whole, told by its first bytes.
-func decompress(r io.Reader) (io.ReadCloser, error) {
-	br := bufio.NewReaderSize(r, 1<<16)
-	magic, err := br.Peek(6)
-	if err != nil && err != io.EOF {
-		return nil, err
-	}
-	switch {
-	case len(magic) == 0:
-		return nil, fmt.Errorf("the archive is empty: %w", io.ErrUnexpectedEOF)
-	case bytes.HasPrefix(magic, []byte("BZh")):
-		return io.NopCloser(bzip2.NewReader(br)), nil
-	case bytes.Equal(magic, []byte{0xfd, '7', 'z', 'X', 'Z', 0}):
-		zr, err := xz.NewReader(br)
-		if err != nil {
-			return nil, err
-		}
-		return io.NopCloser(zr), nil
-	}
-	return image.Decompress(br, "")
 }
 
 // contents is what an archive holds, by the names in it. The names are keys of maps and never paths on disk.
