@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"strconv"
 	"strings"
@@ -79,7 +80,11 @@ func (t *target) setOwner(what, text string) error {
 	if err != nil {
 		return err
 	}
-	if n, ok := number(userPart); ok {
+	n, ok, err := parseID(userPart)
+	if err != nil {
+		return fmt.Errorf("%s %s: %w", what, text, err)
+	}
+	if ok {
 		t.uid, t.gid = n, n
 	} else if userPart != "" && userPart != "root" {
 		if t.uid, t.gid, ok = lookupUser(passwd, userPart); !ok {
@@ -89,7 +94,10 @@ func (t *target) setOwner(what, text string) error {
 	if !hasGroup {
 		return nil
 	}
-	if n, ok := number(groupPart); ok || groupPart == "" || groupPart == "root" {
+	if n, ok, err = parseID(groupPart); err != nil {
+		return fmt.Errorf("%s %s: %w", what, text, err)
+	}
+	if ok || groupPart == "" || groupPart == "root" {
 		t.gid = n
 	} else if g, ok := lookupGroup(group, groupPart); ok {
 		t.gid = g
@@ -99,14 +107,23 @@ func (t *target) setOwner(what, text string) error {
 	return nil
 }
 
-func number(s string) (uint32, bool) {
-	n, err := strconv.ParseUint(s, 10, 32)
-	return uint32(n), err == nil
+// parseID reads a user or group that is a number. 4294967295 is the kernel's word for "leave as it is", and nobody's id.
+func parseID(s string) (id uint32, ok bool, err error) {
+	n, err := strconv.ParseUint(s, 10, 64)
+	if errors.Is(err, strconv.ErrSyntax) {
+		return 0, false, nil
+	}
+	if err != nil || n >= math.MaxUint32 {
+		return 0, false, fmt.Errorf("%s is not an id (0 to %d)", s, uint32(math.MaxUint32-1))
+	}
+	return uint32(n), true, nil
 }
+
+func isID(n int) bool { return 0 <= n && n < math.MaxUint32 }
 
 func lookupUser(passwd []byte, name string) (uid, gid uint32, ok bool) {
 	users, err := user.ParsePasswdFilter(bytes.NewReader(passwd), func(u user.User) bool { return u.Name == name })
-	if err != nil || len(users) == 0 {
+	if err != nil || len(users) == 0 || !isID(users[0].Uid) || !isID(users[0].Gid) {
 		return 0, 0, false
 	}
 	return uint32(users[0].Uid), uint32(users[0].Gid), true
@@ -114,7 +131,7 @@ func lookupUser(passwd []byte, name string) (uid, gid uint32, ok bool) {
 
 func lookupGroup(group []byte, name string) (uint32, bool) {
 	groups, err := user.ParseGroupFilter(bytes.NewReader(group), func(g user.Group) bool { return g.Name == name })
-	if err != nil || len(groups) == 0 {
+	if err != nil || len(groups) == 0 || !isID(groups[0].Gid) {
 		return 0, false
 	}
 	return uint32(groups[0].Gid), true

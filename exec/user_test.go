@@ -28,7 +28,7 @@ func TestSetOwner(t *testing.T) {
 		{"7", 7, 7, ""}, // the group is the same number
 		{"7:8", 7, 8, ""},
 		{"99999:70000", 99999, 70000, ""},
-		{"4294967295:4294967295", 4294967295, 4294967295, ""},
+		{"4294967294:4294967294", 4294967294, 4294967294, ""},
 		{"app", 1234, 2345, ""}, // its own group
 		{"app:staff", 1234, 50, ""},
 		{"app:7", 1234, 7, ""},
@@ -43,8 +43,8 @@ func TestSetOwner(t *testing.T) {
 		{"nosuch:7", 0, 7, `no user "nosuch"`},
 		{"app:nosuch", 1234, 2345, `no group "nosuch"`},
 		{"7:nosuch", 7, 7, `no group "nosuch"`},
-		{"4294967296", 0, 0, `no user "4294967296"`},
 		{"-1", 0, 0, `no user "-1"`},
+		{"neg", 0, 0, `no user "neg"`}, // it has a number that is no id
 	} {
 		tg := testTarget(t, map[string]string{"etc/passwd": testPasswd, "etc/group": testGroup})
 		if err := tg.setOwner("--chown", tc.text); err != nil {
@@ -107,4 +107,14 @@ func testTarget(t *testing.T, files map[string]string) *target {
 	}
 	t.Cleanup(tg.close)
 	return tg
+}
+
+// The kernel takes 4294967295 for "leave as it is": a layer with it could not be unpacked.
+func TestSetOwnerRefusesWhatIsNoID(t *testing.T) {
+	for _, text := range []string{"4294967295", "0:4294967295", "4294967296", "18446744073709551616:0"} {
+		tg := testTarget(t, nil)
+		if err := tg.setOwner("--chown", text); err == nil || !strings.Contains(err.Error(), "is not an id (0 to 4294967294)") {
+			t.Errorf("%s: %v", text, err)
+		}
+	}
 }
