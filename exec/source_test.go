@@ -83,6 +83,23 @@ func view(t *testing.T, dir string) source {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return viewOf(t, entries)
+}
+
+// viewOf is what steps made, the last one first.
+func viewOf(t *testing.T, trees ...[]snapshot.Entry) source {
+	t.Helper()
+	var open []*snapshot.Tree
+	for _, entries := range trees {
+		open = append(open, treeOf(t, entries))
+	}
+	v := snapshot.NewView(open...)
+	t.Cleanup(func() { v.Close() })
+	return viewSource{view: v}
+}
+
+func treeOf(t *testing.T, entries []snapshot.Entry) *snapshot.Tree {
+	t.Helper()
 	var b bytes.Buffer
 	w := snapshot.NewTreeWriter(&b)
 	for _, e := range entries {
@@ -97,9 +114,7 @@ func view(t *testing.T, dir string) source {
 	if err != nil {
 		t.Fatal(err)
 	}
-	v := snapshot.NewView(tree)
-	t.Cleanup(func() { v.Close() })
-	return viewSource{view: v}
+	return tree
 }
 
 func copyOp(paths ...string) *dag.Copy {
@@ -334,6 +349,31 @@ func TestVisit(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// Files with several names of which later steps replaced some: what is left of a file stays one, and never joins another.
+func TestVisitReplacedLinks(t *testing.T) {
+	files := func(names ...string) (out []snapshot.Entry) {
+		for _, n := range names {
+			p, first, _ := strings.Cut(n, "=")
+			e := snapshot.Entry{Path: p, Type: snapshot.File, HardLink: first}
+			if dir, ok := strings.CutSuffix(p, "/"); ok {
+				e = snapshot.Entry{Path: dir, Type: snapshot.Dir, Mode: 0o755}
+			}
+			out = append(out, e)
+		}
+		return out
+	}
+	s := viewOf(t, files("d/a", "e/z=d/a"), files("d/", "d/a", "d/b=d/a", "d/c=d/a", "e/", "e/x=d/a", "e/y=d/a"))
+	for pattern, want := range map[string]string{
+		".": "d d/a d/b d/c=d/b e e/x=d/b e/y=d/b e/z=d/a",
+		"d": "a b c=b",
+		"e": "x y=x z",
+	} {
+		if got := list(s, pattern, false); got != want {
+			t.Errorf("%s: got %s, want %s", pattern, got, want)
+		}
 	}
 }
 

@@ -45,8 +45,8 @@ type Entry struct {
 	TimeSet bool
 	// Link is a symlink's target.
 	Link string
-	// HardLink is the path of the first entry, in order, of this change set that is the same file; "" for that first
-	// one and for files with one name. All other columns are filled for every name.
+	// HardLink is the path of the first entry, in order, of this change set that is the same file (of a View: of
+	// the whole file system); "" for that first one and for files with one name. All other columns are filled for every name.
 	HardLink string
 	// Xattrs that count, sorted by name: user.* (less overlay's and ours), security.capability without its root id, POSIX ACLs.
 	Xattrs []Xattr

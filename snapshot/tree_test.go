@@ -152,6 +152,73 @@ func TestViewHides(t *testing.T) {
 	}
 }
 
+// Upper trees first, each a list of "PATH" or "PATH=HARDLINK" (a "-" before it: removed); then what is seen.
+func TestViewLinks(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		trees []string
+		want  string
+	}{
+		{"nothing hidden", []string{"z", "a,b=a,c=a"}, "a b=a c=a z"},
+		{"the first removed", []string{"-a", "a,b=a,c=a"}, "b c=b"},
+		{"the first replaced", []string{"a", "a,b=a,c=a"}, "a b c=b"},
+		{"the first replaced by a group of the same name", []string{"a,d=a", "a,b=a,c=a"}, "a b c=b d=a"},
+		{"three trees", []string{"a,e=a", "a,d=a,f=a", "a,b=a,c=a"}, "a b c=b d e=a f=d"},
+		{"one left", []string{"-a,-b", "a,b=a,c=a"}, "c"},
+		{"two groups of a tree", []string{"-a", "a,b,c=a,d=b,e=a"}, "b c d=b e=c"},
+		{"the first's directory hidden", []string{"A", "A/a,b=A/a,c=A/a"}, "A b c=b"},
+	} {
+		var trees []*Tree
+		for _, text := range c.trees {
+			trees = append(trees, linkTree(t, text))
+		}
+		v := NewView(trees...)
+		var walked []Entry
+		if err := v.Walk(".", func(e Entry) error { walked = append(walked, e); return nil }); err != nil {
+			t.Fatal(err)
+		}
+		if got := linkText(walked[1:]); got != c.want {
+			t.Errorf("%s: walk has %q, want %q", c.name, got, c.want)
+		}
+		list, err := NewView(trees...).ReadDir(".")
+		if got := linkText(list); got != c.want || err != nil {
+			t.Errorf("%s: directory has %q, want %q: %v", c.name, got, c.want, err)
+		}
+		for _, want := range walked[1:] {
+			e, _, err := NewView(trees...).Lookup(want.Path)
+			if err != nil || e.HardLink != want.HardLink {
+				t.Errorf("%s: look-up of %s has %q, want %q: %v", c.name, want.Path, e.HardLink, want.HardLink, err)
+			}
+		}
+	}
+}
+
+func linkTree(t *testing.T, text string) *Tree {
+	t.Helper()
+	var entries []Entry
+	for _, l := range strings.Split(text, ",") {
+		e := Entry{Type: File}
+		e.Path, e.HardLink, _ = strings.Cut(l, "=")
+		if p, gone := strings.CutPrefix(e.Path, "-"); gone {
+			e = Entry{Path: p, Type: Removed}
+		}
+		entries = append(entries, e)
+	}
+	return treeOf(t, entries...)
+}
+
+func linkText(entries []Entry) string {
+	var out []string
+	for _, e := range entries {
+		s := e.Path
+		if e.HardLink != "" {
+			s += "=" + e.HardLink
+		}
+		out = append(out, s)
+	}
+	return strings.Join(out, " ")
+}
+
 // sameByLookup checks Lookup and ReadDir against what Walk found.
 func sameByLookup(t *testing.T, name string, v *View, trees, walked []string) {
 	t.Helper()

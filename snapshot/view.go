@@ -13,8 +13,12 @@ import (
 //
 // An entry of an upper tree hides the one at its path in the trees below it; one that is no directory (Removed too) also
 // hides everything below its path there.
+//
+// HardLink is of the whole file system too: the path of the first visible entry, in order, that is the same file. Entries of
+// two trees are never the same file.
 type View struct {
 	trees []*Tree
+	links links
 	// levels are the directories on the way to the path that was looked up last: sorted look-ups find most of their way done.
 	levels []level
 }
@@ -47,11 +51,15 @@ var emptyRoot = Entry{Path: ".", Type: Dir, Mode: 0o755}
 
 // Lookup returns the entry at a path; false if there is none. No link is followed.
 func (v *View) Lookup(path string) (Entry, bool, error) {
-	e, _, ok, err := v.lookup(path)
-	return e, ok, err
+	e, tree, ok, err := v.lookup(path)
+	if err != nil || !ok {
+		return e, ok, err
+	}
+	e, err = v.relink(e, tree)
+	return e, err == nil, err
 }
 
-// lookup also tells which tree the entry is from; -1 for a root that no tree has.
+// lookup also tells which tree the entry is from, -1 for a root that no tree has; the entry's HardLink is as that tree has it.
 func (v *View) lookup(path string) (Entry, int, bool, error) {
 	if !clean(path) {
 		return Entry{}, 0, false, errors.New("look up " + strings.ToValidUTF8(path, "?") + ": path is not clean")
@@ -139,17 +147,23 @@ func (v *View) ReadDir(path string) ([]Entry, error) {
 	if err != nil {
 		return nil, err
 	}
-	best := map[string]Entry{}
+	best := map[string]treeEntry{}
 	for _, p := range lv.trees {
 		if err := v.children(path, p, best); err != nil {
 			return nil, err
 		}
 	}
-	return sortedPresent(best), nil
+	return v.present(best)
+}
+
+// A treeEntry is an entry as a tree of a view has it.
+type treeEntry struct {
+	Entry
+	tree int
 }
 
 // children adds a tree's direct children of dir to those of the trees above it.
-func (v *View) children(dir string, p part, best map[string]Entry) error {
+func (v *View) children(dir string, p part, best map[string]treeEntry) error {
 	t := v.trees[p.tree]
 	for at := p.span.lo; at < p.span.hi; {
 		line, err := t.win.line(at)
@@ -175,7 +189,7 @@ func (v *View) children(dir string, p part, best map[string]Entry) error {
 			if err != nil {
 				return err
 			}
-			best[child] = e
+			best[child] = treeEntry{e, p.tree}
 		}
 		if at, err = t.search(span{at, p.span.hi}, func(q string) bool { return q != child && !below(q, child) }); err != nil {
 			return err
@@ -184,22 +198,34 @@ func (v *View) children(dir string, p part, best map[string]Entry) error {
 	return nil
 }
 
-func sortedPresent(m map[string]Entry) []Entry {
+// present are the entries of a directory without the Removed ones, sorted.
+func (v *View) present(m map[string]treeEntry) ([]Entry, error) {
 	out := make([]Entry, 0, len(m))
 	for _, p := range slices.SortedFunc(maps.Keys(m), Compare) {
-		if e := m[p]; e.Type != Removed {
-			out = append(out, e)
+		if m[p].Type == Removed {
+			continue
 		}
+		e, err := v.relink(m[p].Entry, m[p].tree)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, e)
 	}
-	return out
+	return out, nil
 }
 
 // Walk calls f for the entry at path and all below it, in order (no Removed ones).
 func (v *View) Walk(path string, f func(Entry) error) error {
-	return v.walk(path, func(e Entry, _ int) error { return f(e) })
+	return v.walk(path, func(e Entry, tree int) error {
+		e, err := v.relink(e, tree)
+		if err != nil {
+			return err
+		}
+		return f(e)
+	})
 }
 
-// walk also tells which tree an entry is from; -1 for a root that no tree has.
+// walk also tells which tree an entry is from, -1 for a root that no tree has; the entry's HardLink is as that tree has it.
 func (v *View) walk(path string, f func(e Entry, tree int) error) error {
 	e, tree, ok, err := v.lookup(path)
 	if err != nil || !ok {

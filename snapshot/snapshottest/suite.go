@@ -310,7 +310,13 @@ var cases = []stepCase{
 		name:  "one name of several removed",
 		steps: []string{"echo 1 >a; ln a b; ln a c", "rm a"},
 		tree:  "x a",
-		view:  "f b = a\n f c = a",
+		view:  "f b\n f c = b",
+	},
+	{
+		name:  "one name of several replaced, then others of the same file",
+		steps: []string{"mkdir d; echo 1 >d/a; ln d/a d/b; ln d/a d/c", "rm d/a; echo 2 >d/a; ln d/a d/e"},
+		tree:  "f d/a\n f d/e = d/a",
+		view:  "d d\n f d/a\n f d/b\n f d/c = d/b\n f d/e = d/a",
 	},
 	{
 		name:  "modes",
