@@ -508,6 +508,46 @@ func TestWaitForAnotherBuild(t *testing.T) {
 	}
 }
 
+// A step that must run does so although its twin, which waits for another build, then finds that one's record.
+func TestNoCacheTwinOfWaiter(t *testing.T) {
+	dir := t.TempDir()
+	mine, _ := cache.Open(dir)
+	theirs, _ := cache.Open(dir)
+	var h cache.Hash
+	h.Line("key", "k")
+	unlock, err := theirs.Lock(t.Context(), h.Key(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	g := graph(t, "x\na key=k out=1\nb x key=k out=1 nocache\nc a b")
+	s := &states{t: t, last: map[dag.ID]State{}}
+	waits := make(chan struct{})
+	x := &fake{during: func(_ context.Context, v *dag.Vertex) error {
+		if label(v) == "x" { // which is before b
+			<-waits
+		}
+		return nil
+	}}
+	observe := func(e Event) {
+		s.observe(e)
+		if e.Note == "waiting for another build that makes this step" {
+			close(waits)
+			time.AfterFunc(50*time.Millisecond, func() { // by then b has met a
+				if err := theirs.Put(cache.Record{Key: h.Key(), Output: "1", Text: h.Text()}); err != nil {
+					t.Error(err)
+				}
+				unlock()
+			})
+		}
+	}
+	if _, err := Solve(t.Context(), g, last(g), x, Options{Cache: mine, Observe: observe}); err != nil {
+		t.Fatal(err)
+	}
+	if s.last[2] != Done || x.runs["b"] != 1 {
+		t.Errorf("b is %v, ran %d times", s.last[2], x.runs["b"])
+	}
+}
+
 // Real processes run a step once between them: each run adds a line to a file.
 func TestSingleFlightAcrossProcesses(t *testing.T) {
 	dir := t.TempDir()

@@ -234,7 +234,8 @@ func (s *solver) finished(r report) {
 func (s *solver) make(ctx context.Context, n *node) {
 	twin := s.byKey[n.key]
 	switch {
-	case twin == nil, twin.state == Cached && n.v.NoCache: // a record does for the twin, not for n
+	// A record does for the twin, or may yet do while it is on its way; not for n.
+	case twin == nil, n.v.NoCache && !twin.v.NoCache && twin.state != Done:
 		s.byKey[n.key] = n
 		s.makers++
 		in := s.inputs(n)
