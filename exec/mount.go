@@ -85,11 +85,10 @@ func (x *Executor) bindKey(ctx context.Context, h *cache.Hash, op *dag.Run, i in
 	if !ok {
 		return &NotFoundError{Path: m.Source, Ignored: src.ignoredBy(path.Clean("./" + m.Source))}
 	}
-	sum := newTreeSum()
-	if err := sumMatch(ctx, sum, src, found, filter{}); err != nil {
+	plan := &mountPlan{m: found}
+	if plan.sum, err = bindSum(ctx, src, found); err != nil {
 		return err
 	}
-	plan := &mountPlan{m: found, sum: sum.sum()}
 	h.Line("bind", found.Type == snapshot.Dir, plan.sum)
 	if c, ok := src.(*Context); ok && found.Type == snapshot.Dir {
 		if plan.hidden, err = c.hiddenBelow(found.Real); err != nil {
@@ -98,6 +97,24 @@ func (x *Executor) bindKey(ctx context.Context, h *cache.Hash, op *dag.Run, i in
 	}
 	x.plans.Store(mountID{op, i}, plan)
 	return nil
+}
+
+// bindSum is the digest of what a bind mount shows: as of a copy, and of the directory itself, whose mode, owner and attributes the step
+// sees, too.
+func bindSum(ctx context.Context, src source, m match) (string, error) {
+	sum := newTreeSum()
+	if m.Type == snapshot.Dir {
+		e, ok, err := src.lstat(m.Real)
+		if err == nil && !ok {
+			err = &NotFoundError{Path: m.Real, Ignored: src.ignoredBy(m.Real)}
+		}
+		if err != nil {
+			return "", err
+		}
+		sum.entry(item{rel: ".", e: e}, "")
+	}
+	err := sumMatch(ctx, sum, src, m, filter{})
+	return sum.sum(), err
 }
 
 // unchanged looks, after the step, whether the contexts that it saw by mounts are still what the key was made of.
@@ -109,11 +126,11 @@ func (x *Executor) unchanged(ctx context.Context, op *dag.Run) error {
 			continue
 		}
 		plan := v.(*mountPlan)
-		sum := newTreeSum()
-		if err := sumMatch(ctx, sum, c, plan.m, filter{}); err != nil {
+		sum, err := bindSum(ctx, c, plan.m)
+		if err != nil {
 			return err
 		}
-		if sum.sum() != plan.sum {
+		if sum != plan.sum {
 			return &changedError{fmt.Sprintf("what is mounted at %s from the build context", m.Target)}
 		}
 	}
@@ -564,15 +581,28 @@ type cacheDir struct {
 	lock *os.File
 }
 
+// stricter is what two mounts of one cache in one step share it by: each of them can do what the other may.
+func stricter(a, b string) string {
+	for _, s := range []string{dag.SharingLocked, dag.SharingPrivate} {
+		if a == s || b == s {
+			return s
+		}
+	}
+	return dag.SharingShared
+}
+
 // lockCaches takes the locks of all cache mounts that want one.
 func (s *step) lockCaches(ctx context.Context, mounts []mountArgs) error {
 	var ids []string
 	sharing := map[string]string{}
 	for _, m := range mounts {
-		if m.M.Type == dag.MountCache && sharing[m.M.ID] == "" {
-			ids = append(ids, m.M.ID)
-			sharing[m.M.ID] = m.M.Sharing
+		if m.M.Type != dag.MountCache {
+			continue
 		}
+		if sharing[m.M.ID] == "" {
+			ids = append(ids, m.M.ID)
+		}
+		sharing[m.M.ID] = stricter(sharing[m.M.ID], m.M.Sharing)
 	}
 	sort.Strings(ids)
 	for _, id := range ids {

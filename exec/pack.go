@@ -158,6 +158,7 @@ func (w *world) pack(ctx context.Context, a packArgs, files []*os.File) (packRep
 	if err != nil {
 		return packReply{}, err
 	}
+	defer z.Close() // ends its goroutines where an error comes first; a second time it does nothing
 	diff := newCounter(z)
 	o := layer.WriteOptions{Epoch: a.Epoch, FromContext: a.FromContext}
 	if err := layer.Write(ctx, diff, tree.Each, dir, o); err != nil {

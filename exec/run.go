@@ -53,6 +53,9 @@ type runArgs struct {
 }
 
 func (x *Executor) run(ctx context.Context, op *dag.Run, in []cache.Output, log io.Writer) (cache.Output, error) {
+	if !slices.Contains([]string{"", "none", "host"}, op.Network) {
+		return "", fmt.Errorf("RUN with the network %q: this version of img has default, host and none", op.Network)
+	}
 	base := name(op.Base, in)
 	if err := x.materialize(ctx, base); err != nil {
 		return "", err
@@ -418,6 +421,7 @@ func (s *step) makePoint(p string, isDir bool) error {
 		return err
 	}
 	m := mountPoint{parent: os.NewFile(uintptr(fd), path.Dir(p)), base: path.Base(p), isDir: isDir}
+	s.later(m.parent.Close)
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
 		return err
@@ -436,7 +440,6 @@ func (s *step) makePoint(p string, isDir bool) error {
 	}
 	m.ino = st.Ino
 	s.points = append(s.points, m)
-	s.later(func() error { return m.parent.Close() })
 	return nil
 }
 
