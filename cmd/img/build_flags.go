@@ -667,7 +667,8 @@ func (c *BuildCmd) times(r *buildRequest, g *Globals) error {
 		return nil
 	}
 	n, err := strconv.ParseInt(text, 10, 64)
-	if err != nil || n < 0 {
+	const lastSecond = 253402300799 // of the year 9999: JSON has no later time (RFC 3339)
+	if err != nil || n < 0 || n > lastSecond {
 		return usagef("%s must be seconds since 1970 but is %q", option, text)
 	}
 	r.Epoch = &n

@@ -145,6 +145,9 @@ func (b *build) globalArgs(cmds []instructions.ArgCommand, args map[string]strin
 			value, ok := args[a.Key]
 			if !ok && a.Value != nil {
 				word, err := b.lex.ProcessWordWithMatches(*a.Value, e)
+				if err == nil {
+					err = checkExpanded(word.Result)
+				}
 				if err != nil {
 					return nil, b.f.located(err, b.f.at(c.Location()))
 				}
@@ -288,10 +291,41 @@ func buildArgText(args []argument, env *environment) string {
 	return text.String()
 }
 
+// maxExpanded is how long a word may become, in bytes: more than any argument or variable that Linux hands to a process.
+const maxExpanded = 1 << 20
+
+// expandable refuses a word whose expansion could only be too long: a few lines that double a variable would fill the memory.
+func (e *environment) expandable(word string) error {
+	n, longest := strings.Count(word, "$"), 0
+	if n < 64 {
+		return nil // of values that are no longer themselves
+	}
+	for _, v := range e.vars {
+		longest = max(longest, len(v.value))
+	}
+	if longest > maxExpanded/64 && n*longest > 64*maxExpanded {
+		return fmt.Errorf("%d variables of up to %d bytes expand to more than %d MiB", n, longest, maxExpanded>>20)
+	}
+	return nil
+}
+
+func checkExpanded(out string) error {
+	if len(out) > maxExpanded {
+		return fmt.Errorf("a word expands to %d bytes, more than %d MiB", len(out), maxExpanded>>20)
+	}
+	return nil
+}
+
 // expandWord expands the variables of one word and warns of unknown ones.
 func (l *lowering) expandWord(s *stage, c instructions.Command, word string) (string, error) {
+	if err := s.env.expandable(word); err != nil {
+		return "", err
+	}
 	out, unmatched, err := l.lex.ProcessWord(word, s.env)
 	l.undefined(s, c, unmatched)
+	if err == nil {
+		err = checkExpanded(out)
+	}
 	return out, err
 }
 
