@@ -84,8 +84,11 @@ func (x *Executor) manifest(ctx context.Context, op *dag.Manifest, in []cache.Ou
 	if err := x.o.Layout.Push(ctx, img.Descriptor, bytes.NewReader(img.RawManifest)); err != nil {
 		return "", err
 	}
-	if err := x.alias(layers, names); err != nil {
-		return "", err
+	// With an epoch the layers have other times than the snapshots they were packed from.
+	if op.Epoch == nil {
+		if err := x.alias(layers, names); err != nil {
+			return "", err
+		}
 	}
 	return encode(Built{img.Descriptor, cd.Digest})
 }
