@@ -59,7 +59,8 @@ type WriteOptions struct {
 	Epoch *int64
 	// FromContext reports whether all entries came from a build context (a COPY from one).
 	FromContext bool
-	// Root says that the entries are a whole file system (tar output): a Removed entry is an error.
+	// Root says that the entries are a whole file system (tar output), which nobody reads as a layer: a Removed entry is an error, a name that
+	// begins with .wh. is not.
 	Root bool
 	// Unverified leaves out the comparison of each file's content with its entry's digest.
 	Unverified bool

@@ -93,7 +93,7 @@ func (w *writer) check(e *snapshot.Entry) error {
 		return fmt.Errorf("entries are not sorted: it comes after %q", w.last)
 	}
 	w.last = e.Path
-	if strings.HasPrefix(e.Path, whPrefix) || strings.Contains(e.Path, "/"+whPrefix) {
+	if !w.o.Root && (strings.HasPrefix(e.Path, whPrefix) || strings.Contains(e.Path, "/"+whPrefix)) {
 		return errors.New("names that begin with .wh. mean a removal in a layer")
 	}
 	if e.Type == snapshot.Removed && (w.o.Root || e.Path == ".") {
