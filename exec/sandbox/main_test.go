@@ -154,7 +154,7 @@ func newRoot(t testing.TB) string {
 	must(os.Chmod(dir+"/lower/tmp", 0o1777))
 	copyFile(t, "/bin/busybox", dir+"/lower/bin/busybox")
 	copyFile(t, os.Getenv(probeVar), dir+"/lower/bin/probe")
-	for _, name := range []string{"sh", "true", "false", "sleep", "cat", "echo", "chown", "mknod", "ln", "kill", "stat", "touch", "mkdir", "rm", "ls", "chmod", "su", "id"} {
+	for _, name := range []string{"sh", "true", "false", "sleep", "cat", "echo", "chown", "mknod", "ln", "kill", "stat", "touch", "mkdir", "rm", "mv", "ls", "chmod", "su", "id"} {
 		must(os.Symlink("busybox", dir+"/lower/bin/"+name))
 	}
 	must(os.WriteFile(dir+"/lower/etc/passwd", []byte("root:x:0:0::/root:/bin/sh\napp:x:1000:1000::/home/app:/bin/sh\n"), 0o644))

@@ -376,7 +376,7 @@ func recorded(t *testing.T, root string, owners *Owners) string {
 				fmt.Fprintf(&b, " %s=%s", attr, buf[:n])
 			}
 		}
-		if uid, gid, ok := owners.Owner(st.Ino); ok {
+		if uid, gid, ok := owners.Owner("tmp/"+name, st.Ino); ok {
 			fmt.Fprintf(&b, " owner %d:%d", uid, gid)
 		}
 		if kind, major, minor, ok := owners.Device(st.Ino); ok {
@@ -386,6 +386,35 @@ func recorded(t *testing.T, root string, owners *Owners) string {
 	}
 	fmt.Fprintf(&b, "owners %d, devices %d\n", len(owners.ids), len(owners.devices))
 	return b.String()
+}
+
+// Owners of what an earlier layer has are found by who looks into the upper directory, where the files have other numbers.
+func TestOneIDLower(t *testing.T) {
+	if !oneID() {
+		return // has all ids: nothing is recorded
+	}
+	s := newSpec(t, newRoot(t), "sh", "-ec", `
+		chown -h 5:6 /bin/ls
+		chown -h 7:8 /bin/id; mv /bin/id /tmp/moved
+		chown -h 9:9 /bin/su; rm /bin/su; ln -s x /bin/su
+		chown -h 0:0 /bin/touch
+		mkdir /tmp/top; chown -h 3:3 /bin/kill; mv /bin/kill /tmp/top/kill; mv /tmp/top /tmp/end`)
+	out, owners, err := output(t, s)
+	if err != nil {
+		t.Fatal(err, out)
+	}
+	upper := filepath.Join(filepath.Dir(s.Root), "upper")
+	for name, want := range map[string]string{
+		"bin/ls": "5:6 true", "tmp/moved": "7:8 true", "bin/su": "0:0 false", "bin/touch": "0:0 true", "tmp/end/kill": "3:3 true",
+		"tmp/end": "0:0 false",
+	} {
+		var st unix.Stat_t
+		must(unix.Lstat(filepath.Join(upper, name), &st))
+		uid, gid, ok := owners.Owner(name, st.Ino)
+		if got := fmt.Sprintf("%d:%d %v", uid, gid, ok); got != want {
+			t.Errorf("%s is %s, want %s", name, got, want)
+		}
+	}
 }
 
 // Where all ids are mapped, files have their owners, and su works.

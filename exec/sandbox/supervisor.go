@@ -31,6 +31,7 @@ const (
 // can reach without.
 type supervisor struct {
 	dir      string // private, holds the socket and apt's file
+	root     string // the step's, as this process sees it
 	listener *net.UnixListener
 	dirFD    *os.File // the socket is named through it: paths of sockets are short
 	recorded *Owners
@@ -43,7 +44,7 @@ func newSupervisor(s Spec, f *Facts) (_ *supervisor, err error) {
 	if err := os.MkdirAll(s.StateDir, 0o700); err != nil {
 		return nil, err
 	}
-	v := &supervisor{dir: filepath.Join(s.StateDir, s.ID+".one"), recorded: newOwners()}
+	v := &supervisor{dir: filepath.Join(s.StateDir, s.ID+".one"), root: s.Root, recorded: newOwners()}
 	if err := os.Mkdir(v.dir, 0o700); err != nil {
 		return nil, err
 	}
@@ -142,7 +143,7 @@ func (v *supervisor) close() {
 		<-v.done
 		v.dirFD.Close()
 	}
-	v.recorded.settle()
+	v.recorded.settle(v.root)
 	os.RemoveAll(v.dir)
 }
 
@@ -535,8 +536,8 @@ func (t thread) recordOwner(fd int, st *unix.Stat_t, req request) {
 		return
 	}
 	old := diskOwner(st)
-	if uid, gid, ok := t.owners.Owner(st.Ino); ok {
-		old = ids{uid, gid}
+	if asked, ok := t.owners.of(st.Ino); ok {
+		old = asked
 	}
 	// The number may have changed with a copy-up.
 	var now unix.Stat_t
