@@ -60,7 +60,9 @@ type usage struct {
 	// InUse: an image's name needs it.
 	InUse    bool
 	LastUsed time.Time
-	// Count is how many files it stands for: cache records are shown together.
+	// foreign: it belongs to another mapping's ids and cannot be removed from here.
+	foreign bool
+	// keys are the cache records that it stands for: they are shown together.
 	keys []cache.Key
 }
 
@@ -206,11 +208,11 @@ func (d *disk) snapshotUsages() ([]usage, error) {
 	var out []usage
 	for _, s := range infos {
 		why, kept := d.keptSnaps[s.Name]
-		foreign := s.Map != d.label
 		u := usage{ID: string(s.Name), Type: kindSnapshot, Parent: string(s.Parent), Size: s.Bytes, LastUsed: time.Unix(s.Used, 0)}
-		u.InUse, u.Reclaimable = kept, !kept && !foreign
+		u.foreign = s.Map != d.label
+		u.InUse, u.Reclaimable = kept, !kept && !u.foreign
 		u.Description = cmp.Or(d.steps[string(s.Name)], why, "files of a step")
-		if foreign {
+		if u.foreign {
 			u.Description += " (ids of mapping " + s.Map + ")"
 		}
 		out = append(out, u)
@@ -539,8 +541,10 @@ func choose(all []usage, f filters, keep int64, now time.Time) ([]usage, error) 
 	_, left := sum(all)
 	sorted := slices.Clone(all)
 	slices.SortStableFunc(sorted, func(a, b usage) int { return a.LastUsed.Compare(b.LastUsed) })
+	// Snapshots of other mappings have the same names as ours, and nothing of ours is built upon them.
+	ours := slices.DeleteFunc(sorted, func(u usage) bool { return u.foreign })
 	chosen := map[string]bool{}
-	for _, u := range sorted {
+	for _, u := range ours {
 		ok, err := selects(f, u, now)
 		if err != nil {
 			return nil, err
@@ -550,8 +554,8 @@ func choose(all []usage, f filters, keep int64, now time.Time) ([]usage, error) 
 			left -= u.Size
 		}
 	}
-	spareParents(all, chosen)
-	return childrenFirst(slices.DeleteFunc(sorted, func(u usage) bool { return !chosen[u.ID] })), nil
+	spareParents(ours, chosen)
+	return childrenFirst(slices.DeleteFunc(ours, func(u usage) bool { return !chosen[u.ID] })), nil
 }
 
 // spareParents takes back the choice of snapshots that others which stay are built upon.

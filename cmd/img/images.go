@@ -28,8 +28,8 @@ func openImages(g *Globals) (*layout.Store, error) {
 	return layout.Open(filepath.Join(dir, "registry"))
 }
 
-// changeImages opens the local image store and holds off prune until unlock is called.
-func changeImages(ctx context.Context, g *Globals) (s *layout.Store, unlock func(), err error) {
+// useImages opens the local image store and holds off prune until unlock is called.
+func useImages(ctx context.Context, g *Globals) (s *layout.Store, unlock func(), err error) {
 	dir, err := g.stateDir()
 	if err != nil {
 		return nil, nil, err
@@ -227,7 +227,7 @@ type TagCmd struct {
 
 // Run gives an image more names. A name that exists is moved.
 func (c *TagCmd) Run(ctx context.Context, g *Globals) error {
-	s, unlock, err := changeImages(ctx, g)
+	s, unlock, err := useImages(ctx, g)
 	if err != nil {
 		return err
 	}
@@ -257,7 +257,7 @@ type RmCmd struct {
 
 // Run removes names; what nothing names any more is freed by prune.
 func (c *RmCmd) Run(ctx context.Context, g *Globals) error {
-	s, unlock, err := changeImages(ctx, g)
+	s, unlock, err := useImages(ctx, g)
 	if err != nil {
 		return err
 	}

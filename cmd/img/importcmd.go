@@ -59,7 +59,7 @@ func (c *ImportCmd) Run(ctx context.Context, g *Globals) error {
 		return err
 	}
 	defer in.Close()
-	s, unlock, err := changeImages(ctx, g)
+	s, unlock, err := useImages(ctx, g)
 	if err != nil {
 		return err
 	}

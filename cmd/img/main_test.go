@@ -397,6 +397,54 @@ func TestLockState(t *testing.T) {
 	c()
 }
 
+// What reads images holds off prune, which would delete what they are made of.
+func TestReadersWaitForPrune(t *testing.T) {
+	for name, run := range map[string]func(context.Context, *Globals) error{
+		"save":   (&SaveCmd{Image: []string{"a"}, Format: "oci"}).Run,
+		"push":   (&PushCmd{Image: []string{"a"}}).Run,
+		"unpack": (&UnpackCmd{Image: "a", Output: filepath.Join(t.TempDir(), "new")}).Run,
+	} {
+		s := newShell(t)
+		g := &Globals{stdout: io.Discard, State: s.env["IMG_STATE"], getenv: func(k string) string { return s.env[k] }}
+		dir, err := g.stateDir()
+		if err != nil {
+			t.Fatal(err)
+		}
+		prune, err := lockState(context.Background(), dir, true, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancelCause(context.Background())
+		stopped := interrupted{syscall.SIGINT}
+		g.stderr = writerFunc(func(p []byte) {
+			if bytes.Contains(p, []byte("waiting for img prune to end")) {
+				cancel(stopped)
+			}
+		})
+		if err := run(ctx, g); !errors.Is(err, stopped) {
+			t.Errorf("%s: %v", name, err)
+		}
+		prune()
+	}
+}
+
+type writerFunc func(p []byte)
+
+func (f writerFunc) Write(p []byte) (int, error) { f(p); return len(p), nil }
+
+// The names of outputs do not get into each other's lists: whoever appends to the tags has them for itself.
+func TestBuildNames(t *testing.T) {
+	out := Output{Type: outOCI, Attrs: map[string]string{"name": "other"}}
+	b := &build{r: &buildRequest{Tags: append(make([]string, 0, 4), "app"), Outputs: []Output{out}}}
+	names := b.names()
+	if spare := b.r.Tags[:2]; spare[1] != "" {
+		t.Errorf("wrote %q behind the tags", spare[1])
+	}
+	if len(names) != 2 {
+		t.Errorf("names: %q", names)
+	}
+}
+
 // Every kind of failure has its words, its hint and its exit code.
 func TestReport(t *testing.T) {
 	text := "FROM busybox\nRUN one\nRUN false \\\n\t&& x\nRUN four\nRUN five\n"
@@ -636,6 +684,7 @@ func TestChoosePrune(t *testing.T) {
 	u := func(id, parent string, size int64, hours int, free bool) usage {
 		return usage{ID: id, Parent: parent, Type: kindSnapshot, Size: size, Reclaimable: free, LastUsed: now.Add(-time.Duration(hours) * time.Hour)}
 	}
+	theirs := func(u usage) usage { u.foreign, u.Reclaimable = true, false; return u }
 	all := []usage{u("base", "", 100, 9, true), u("a", "base", 10, 5, true), u("b", "a", 1, 1, true), u("kept", "base", 7, 30, false)}
 	for _, c := range []struct {
 		filter []string
@@ -651,6 +700,9 @@ func TestChoosePrune(t *testing.T) {
 		{[]string{"until=30m"}, 0, all[:3], "b a base"},
 		{[]string{"id=b"}, 0, all, "b base"[:1]},
 		{[]string{"mutable"}, 0, all, ""},
+		// Another mapping's snapshots have the same names: they neither go nor hold ours.
+		{nil, 0, []usage{u("base", "", 100, 9, true), theirs(u("base", "", 100, 9, true)), theirs(u("a", "base", 10, 5, true))}, "base"},
+		{nil, 100, []usage{theirs(u("base", "", 100, 9, true)), u("base", "", 100, 9, true)}, "base"},
 	} {
 		f, err := parseFilters(c.filter, usageFilters...)
 		if err != nil {

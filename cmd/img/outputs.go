@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -47,7 +48,7 @@ func (b *build) results(ctx context.Context, x *img.Executor, outs map[dag.ID]ca
 
 // names are all names of the image: -t, and the name attributes of outputs.
 func (b *build) names() []string {
-	out := b.r.Tags
+	out := slices.Clone(b.r.Tags)
 	for _, o := range b.r.Outputs {
 		out = append(out, outputNames(o)...)
 	}
@@ -68,7 +69,7 @@ func outputNames(o Output) []string {
 }
 
 func (b *build) tag(ctx context.Context, d v1.Descriptor) error {
-	names := b.r.Tags
+	names := slices.Clone(b.r.Tags)
 	for _, o := range b.r.Outputs {
 		if o.Type == outImage {
 			names = append(names, outputNames(o)...)

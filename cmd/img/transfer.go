@@ -57,7 +57,7 @@ func (c *PullCmd) Run(ctx context.Context, g *Globals) error {
 			return usagef("--platform %s: %w", c.Platform, err)
 		}
 	}
-	s, unlock, err := changeImages(ctx, g)
+	s, unlock, err := useImages(ctx, g)
 	if err != nil {
 		return err
 	}
@@ -130,10 +130,11 @@ type PushCmd struct {
 
 // Run sends images as they are in the store: the digest of `img ls` is the registry's.
 func (c *PushCmd) Run(ctx context.Context, g *Globals) error {
-	s, err := openImages(g)
+	s, unlock, err := useImages(ctx, g)
 	if err != nil {
 		return err
 	}
+	defer unlock()
 	client, err := newClient(g, c.InsecureRegistry, c.Image...)
 	if err != nil {
 		return err
@@ -231,10 +232,11 @@ func (c *SaveCmd) Run(ctx context.Context, g *Globals) error {
 	if err := checkFile("-o", c.Output); err != nil {
 		return err
 	}
-	s, err := openImages(g)
+	s, unlock, err := useImages(ctx, g)
 	if err != nil {
 		return err
 	}
+	defer unlock()
 	images, err := namedImages(ctx, s, c.Image)
 	if err != nil {
 		return err
@@ -384,7 +386,7 @@ func (c *LoadCmd) Run(ctx context.Context, g *Globals) error {
 		return err
 	}
 	defer in.Close()
-	s, unlock, err := changeImages(ctx, g)
+	s, unlock, err := useImages(ctx, g)
 	if err != nil {
 		return err
 	}

@@ -28,10 +28,11 @@ func (c *UnpackCmd) Run(ctx context.Context, g *Globals) error {
 	if err := checkEmpty(dest); err != nil {
 		return err
 	}
-	s, err := openImages(g)
+	s, unlock, err := useImages(ctx, g)
 	if err != nil {
 		return err
 	}
+	defer unlock()
 	_, ref, err := findImage(ctx, s, c.Image)
 	if err != nil {
 		return err
