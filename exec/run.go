@@ -146,6 +146,8 @@ type step struct {
 	env    []string
 	mounts []sandbox.Mount
 	points []mountPoint
+	// parents are the directories that were made for the step, by number.
+	parents map[string]uint64
 	// over are the paths that the mounts so far cover, links resolved.
 	over   []string
 	caches map[string]*cacheDir
@@ -187,11 +189,7 @@ func (s *step) release() {
 // prepare makes everything that the step's process expects to be there.
 func (s *step) prepare(ctx context.Context, a runArgs) error {
 	// BuildKit's executor makes a missing working directory, and it stays in the layer.
-	dir, err := s.root.resolve(a.Op.Dir)
-	if err == nil {
-		err = s.root.mkdirAll(dir)
-	}
-	if err != nil {
+	if err := s.workDir(a.Op.Dir); err != nil {
 		return fmt.Errorf("make the working directory: %w", err)
 	}
 	for _, d := range []string{"/proc", "/sys", "/dev"} {
@@ -206,6 +204,30 @@ func (s *step) prepare(ctx context.Context, a runArgs) error {
 		return err
 	}
 	return s.mountAll(ctx, a.Mounts)
+}
+
+// workDir makes the working directory, root's, and notes what was made.
+func (s *step) workDir(at string) error {
+	dir, err := s.root.resolve(at)
+	if err != nil {
+		return err
+	}
+	missing, err := s.missing(dir)
+	if err != nil {
+		return err
+	}
+	if err := s.root.mkdirAll(dir); err != nil {
+		return err
+	}
+	s.parents = map[string]uint64{}
+	for _, p := range missing {
+		st, err := statIn(s.root.root, p)
+		if err != nil {
+			return &os.PathError{Op: "lstat", Path: "/" + p, Err: err}
+		}
+		s.parents[p] = st.Ino
+	}
+	return nil
 }
 
 // hostFiles shows private copies of resolv.conf and hosts, read-only, that never get into the layer.
@@ -314,7 +336,7 @@ func (s *step) commitOptions(owners *sandbox.Owners, base snapshot.Name) (snapsh
 		Times: snapshot.TimesSet,
 		Owner: func(p string, ino uint64) (uid, gid uint32, ok bool) {
 			if owners != nil {
-				if uid, gid, ok = owners.Owner(p, ino); ok {
+				if uid, gid, ok = owners.Owner(ino); ok {
 					return uid, gid, true
 				}
 			}
@@ -332,6 +354,7 @@ func (s *step) commitOptions(owners *sandbox.Owners, base snapshot.Name) (snapsh
 		return o, nil
 	}
 	// With one id, USER's process runs as root. What it makes is USER's all the same, unless it asked for another owner.
+	// What was there and was not root's has its owner noted; without the note it is another file, made in its place.
 	view, err := s.w.snaps.View(base)
 	if err != nil {
 		return o, err
@@ -342,7 +365,11 @@ func (s *step) commitOptions(owners *sandbox.Owners, base snapshot.Name) (snapsh
 		if uid, gid, ok := asked(p, ino); ok {
 			return uid, gid, true
 		}
-		if _, old, err := view.Lookup(p); err != nil || old || s.noted(p) {
+		old, was, err := view.Lookup(p)
+		if err != nil || was && old.UID == 0 && old.GID == 0 || s.noted(p) {
+			return 0, 0, false
+		}
+		if made, ok := s.parents[p]; ok && made == ino {
 			return 0, 0, false
 		}
 		return uint32(s.user.Uid), uint32(s.user.Gid), true
