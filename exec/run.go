@@ -336,7 +336,7 @@ func (s *step) commitOptions(owners *sandbox.Owners, base snapshot.Name) (snapsh
 		Times: snapshot.TimesSet,
 		Owner: func(p string, ino uint64) (uid, gid uint32, ok bool) {
 			if owners != nil {
-				if uid, gid, ok = owners.Owner(ino); ok {
+				if uid, gid, ok = owners.Owner(p, ino); ok {
 					return uid, gid, true
 				}
 			}
