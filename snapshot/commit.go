@@ -34,8 +34,10 @@ type scan struct {
 	// out takes the changes in order. It is called from one goroutine.
 	out func(*change) error
 
+	root *os.File
 	// links has the first change of each file with several names.
 	links map[uint64]*change
+	moves moves
 }
 
 // A change is a candidate for the tree.
@@ -66,7 +68,7 @@ func (s *scan) run(root string) error {
 	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
 		return err
 	}
-	s.links = map[uint64]*change{}
+	s.root, s.links = f, map[uint64]*change{}
 	return s.dir(f, ".", &st, false)
 }
 
@@ -311,25 +313,41 @@ func (s *scan) content(c *change, dir *os.File, name string, st *unix.Stat_t) er
 
 // finish settles owner and time and hands the change on.
 func (s *scan) finish(c *change, st *unix.Stat_t) error {
-	s.owner(c, st)
+	if err := s.owner(c, st); err != nil {
+		return err
+	}
 	c.e.TimeSet = s.o.Times == TimesSet && s.timeSet(c)
 	return s.out(c)
 }
 
-func (s *scan) owner(c *change, st *unix.Stat_t) {
+func (s *scan) owner(c *change, st *unix.Stat_t) error {
+	asked := false
 	if s.o.Owner != nil {
-		if u, g, ok := s.o.Owner(c.e.Path, st.Ino); ok {
+		var u, g uint32
+		if u, g, asked = s.o.Owner(c.e.Path, st.Ino); asked {
 			c.e.UID, c.e.GID = u, g
-			return
 		}
 	}
 	// What cannot carry an attribute of ours keeps the owner that only the parent's tree knows.
 	bare := c.e.Type != File && c.e.Type != Dir
-	if bare && st.Uid == 0 && st.Gid == 0 && c.had && c.old.Type == c.e.Type && c.old.Link == c.e.Link &&
-		(s.foreign(c.old.UID) || s.foreign(c.old.GID)) && c.e.UID == 0 && c.e.GID == 0 {
+	if !bare || st.Uid != 0 || st.Gid != 0 || c.e.UID != 0 || c.e.GID != 0 {
+		return nil
+	}
+	same := c.had && c.old.Type == c.e.Type && c.old.Link == c.e.Link
+	if same && asked {
+		return nil
+	}
+	if same && s.foreignOwner(&c.old) {
 		c.e.UID, c.e.GID = c.old.UID, c.old.GID
 	}
+	if same && c.old.MTime == c.e.MTime {
+		return nil
+	}
+	// Also where 0:0 was asked for: mv to another file system, as which a lower layer's directory counts, asks for what it sees.
+	return s.moves.owner(s, c)
 }
+
+func (s *scan) foreignOwner(e *Entry) bool { return s.foreign(e.UID) || s.foreign(e.GID) }
 
 // foreign reports whether an id is outside the mapping.
 func (s *scan) foreign(id uint32) bool { return s.ids != 0 && id >= s.ids }
