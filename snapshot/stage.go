@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"hash"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -314,21 +315,33 @@ func takeDead(dir string) string {
 var errTime = errors.New("out of time")
 
 // removeTree deletes a directory and all below it. Directories without permissions (overlay's work directories, a step's
-// own) are made accessible first. A zero until means no limit.
+// own) are made accessible first. A zero until means no limit; what was done until then need not be done again.
 func removeTree(dir string, until time.Time) error {
 	parent, err := os.Open(filepath.Dir(dir))
 	if err != nil {
 		return err
 	}
 	defer parent.Close()
-	if err := removeAt(int(parent.Fd()), filepath.Base(dir), until); err != nil {
+	r := remover{until: until}
+	if err := r.remove(int(parent.Fd()), filepath.Base(dir), 0); err != nil {
 		return fmt.Errorf("remove %s: %w", filepath.Base(dir), err)
 	}
 	return nil
 }
 
-func removeAt(at int, name string, until time.Time) error {
-	if !until.IsZero() && time.Now().After(until) {
+// maxNested bounds how many directories a remover has open. Those below are moved up beside the topmost's own entries.
+const maxNested = 64
+
+// A remover deletes a tree of any depth.
+type remover struct {
+	until time.Time
+	// top is the topmost directory.
+	top int
+}
+
+// remove deletes a name in an open directory; depth is how many directories of the tree are open.
+func (r *remover) remove(at int, name string, depth int) error {
+	if !r.until.IsZero() && time.Now().After(r.until) {
 		return errTime
 	}
 	err := unix.Unlinkat(at, name, 0)
@@ -338,7 +351,10 @@ func removeAt(at int, name string, until time.Time) error {
 	if err != unix.EISDIR && err != unix.EPERM && err != unix.EACCES {
 		return err
 	}
-	if err := removeContents(at, name, until); err != nil {
+	if depth == maxNested {
+		return r.moveUp(at, name)
+	}
+	if err := r.contents(at, name, depth); err != nil {
 		return err
 	}
 	if err := unix.Unlinkat(at, name, unix.AT_REMOVEDIR); err != nil && err != unix.ENOENT {
@@ -347,42 +363,80 @@ func removeAt(at int, name string, until time.Time) error {
 	return nil
 }
 
-func removeContents(at int, name string, until time.Time) error {
-	const flags = unix.O_RDONLY | unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_CLOEXEC
-	fd, err := unix.Openat(at, name, flags, 0)
-	if err == unix.EACCES {
-		if err := chmodAt(at, name, 0o700); err != nil {
-			return err
-		}
-		fd, err = unix.Openat(at, name, flags, 0)
+// moveUp puts a directory into the topmost one, which is read again until it is empty.
+func (r *remover) moveUp(at int, name string) error {
+	to := "deep-" + rand.Text()
+	err := unix.Renameat(at, name, r.top, to)
+	if err == unix.EACCES && chmodAt(at, name, 0o700) == nil { // its ".." is written
+		err = unix.Renameat(at, name, r.top, to)
 	}
+	return err
+}
+
+// contents deletes what is in a directory.
+func (r *remover) contents(at int, name string, depth int) error {
+	d, err := openToEmpty(at, name)
 	if err == unix.ENOENT {
 		return nil
 	}
 	if err != nil {
 		return err
 	}
-	d := os.NewFile(uintptr(fd), name)
 	defer d.Close()
-	names, err := d.Readdirnames(-1)
-	if err != nil {
+	if depth > 0 {
+		_, err := r.pass(d, depth)
 		return err
 	}
+	r.top = int(d.Fd())
+	for n := 1; n > 0; {
+		if _, err := d.Seek(0, io.SeekStart); err != nil {
+			return err
+		}
+		if n, err = r.pass(d, depth); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// pass deletes what a directory has, and returns how much that was.
+func (r *remover) pass(d *os.File, depth int) (int, error) {
+	names, err := d.Readdirnames(-1)
+	if err != nil {
+		return 0, err
+	}
+	at := int(d.Fd())
 	retried := false
 	for i := 0; i < len(names); i++ {
-		err := removeAt(fd, names[i], until)
+		err := r.remove(at, names[i], depth+1)
 		if err == unix.EACCES && !retried {
 			retried = true
-			if unix.Fchmod(fd, 0o700) == nil {
+			if unix.Fchmod(at, 0o700) == nil {
 				i--
 				continue
 			}
 		}
 		if err != nil {
-			return err
+			return 0, err
 		}
 	}
-	return nil
+	return len(names), nil
+}
+
+// openToEmpty opens a directory, if need be after giving its owner all rights.
+func openToEmpty(at int, name string) (*os.File, error) {
+	const flags = unix.O_RDONLY | unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_CLOEXEC
+	fd, err := unix.Openat(at, name, flags, 0)
+	if err == unix.EACCES {
+		if err := chmodAt(at, name, 0o700); err != nil {
+			return nil, err
+		}
+		fd, err = unix.Openat(at, name, flags, 0)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), name), nil
 }
 
 // copyTree filters a tree file into another.
