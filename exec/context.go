@@ -1,6 +1,7 @@
 package exec
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -76,7 +77,7 @@ func (c *Context) prepare(indexPath string) (err error) {
 func (c *Context) Close() error {
 	var err error
 	if c.index != nil {
-		err = c.index.Save(false)
+		err = c.index.Save()
 	}
 	return errors.Join(err, c.dir.Close())
 }
@@ -371,16 +372,27 @@ func (f contextFile) open() (*os.File, error) {
 	return os.NewFile(uintptr(fd), f.rel), nil
 }
 
-func (f contextFile) digest() (string, error) {
+func (f contextFile) digest() (string, error) { return f.digestUntil(context.Background()) }
+
+// digestUntil is digest, ended by ctx: files of a context are as large as they like.
+func (f contextFile) digestUntil(ctx context.Context) (string, error) {
 	if f.c.index != nil && !f.isSocket() {
-		return f.c.index.Digest(f.rel, statInfo{f.name, f.st}, f.open)
+		return f.c.index.Digest(ctx, f.rel, statInfo{f.name, f.st}, f.open)
 	}
 	file, err := f.open()
 	if err != nil {
 		return "", err
 	}
 	defer file.Close()
-	return fileDigest(file)
+	return fileDigest(ctx, file)
+}
+
+// digestOf is c's digest; reading for it ends with ctx. Only files of contexts are read: others' digests stand in their trees.
+func digestOf(ctx context.Context, c content) (string, error) {
+	if f, ok := c.(contextFile); ok {
+		return f.digestUntil(ctx)
+	}
+	return c.digest()
 }
 
 // statInfo shows a stat result as package os does.

@@ -97,7 +97,7 @@ func sumMatch(ctx context.Context, sum *treeSum, src source, m match, keep filte
 		digest := ""
 		if i.c != nil {
 			var err error
-			if digest, err = i.c.digest(); err != nil {
+			if digest, err = digestOf(ctx, i.c); err != nil {
 				return err
 			}
 		}
@@ -255,6 +255,7 @@ func (w *world) copy(ctx context.Context, g gobbed[copyArgs], _ []*os.File) (cop
 		return copyReply{}, err
 	}
 	defer t.close()
+	t.ctx = ctx
 	c := &copier{t: t, op: a.Op, src: src, sum: newTreeSum(), w: w}
 	if err := c.all(ctx, a.Matches); err != nil {
 		return copyReply{}, err
@@ -416,7 +417,7 @@ func (c *copier) unpack(ctx context.Context, m match) (done bool, err error) {
 			return fmt.Errorf("unpack /%s: %w", m.Real, err)
 		}
 		// After extraction: if the file changed since its digest went into the key, this sees it.
-		digest, err := fileDigest(archive)
+		digest, err := fileDigest(ctx, archive)
 		c.sum.entry(i, digest)
 		return err
 	})
@@ -440,15 +441,28 @@ func (c *copier) extract(ctx context.Context, archive *os.File) error {
 }
 
 // fileDigest hashes a file from its start.
-func fileDigest(f *os.File) (string, error) {
+func fileDigest(ctx context.Context, f *os.File) (string, error) {
 	if _, err := f.Seek(0, io.SeekStart); err != nil {
 		return "", err
 	}
 	h := sha256.New()
-	if _, err := io.Copy(h, f); err != nil {
+	if _, err := io.Copy(h, contextReader{ctx, f}); err != nil {
 		return "", err
 	}
 	return hex.EncodeToString(h.Sum(nil)), nil
+}
+
+// A contextReader ends with its context, with the cause as error.
+type contextReader struct {
+	ctx context.Context
+	r   io.Reader
+}
+
+func (c contextReader) Read(p []byte) (int, error) {
+	if c.ctx.Err() != nil {
+		return 0, context.Cause(c.ctx)
+	}
+	return c.r.Read(p)
 }
 
 // A target is the root that a step writes into. Paths are relative to it and free of links (resolve makes them so).
@@ -460,6 +474,8 @@ type target struct {
 	chown    bool
 	uid, gid uint32
 	mode     modeChange
+	// ctx, if set, ends the copying of a file: a target serves one step.
+	ctx context.Context
 
 	// parent is the directory of the last path, kept open.
 	parent     *os.File

@@ -1,6 +1,7 @@
 package exec
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
@@ -29,7 +30,7 @@ func (t *target) put(p string, e snapshot.Entry, c content) (digest string, err 
 	switch e.Type {
 	case snapshot.File:
 		if e.HardLink != "" {
-			if digest, err = c.digest(); err != nil {
+			if digest, err = digestOf(t.context(), c); err != nil {
 				return "", err
 			}
 			return digest, t.link(e.HardLink, fd, base, p)
@@ -119,6 +120,13 @@ func (t *target) link(first string, fd int, base, p string) error {
 	return nil
 }
 
+func (t *target) context() context.Context {
+	if t.ctx == nil {
+		return context.Background()
+	}
+	return t.ctx
+}
+
 var buffers = sync.Pool{New: func() any { b := make([]byte, 256<<10); return &b }}
 
 func (t *target) putFile(fd int, base, p string, e snapshot.Entry, c content) (string, error) {
@@ -136,7 +144,7 @@ func (t *target) putFile(fd int, base, p string, e snapshot.Entry, c content) (s
 	b := buffers.Get().(*[]byte)
 	defer buffers.Put(b)
 	// Neither side may take over the copy: every byte goes by the hash.
-	if _, err := io.CopyBuffer(struct{ io.Writer }{io.MultiWriter(dst, h)}, struct{ io.Reader }{src}, *b); err != nil {
+	if _, err := io.CopyBuffer(struct{ io.Writer }{io.MultiWriter(dst, h)}, contextReader{t.context(), src}, *b); err != nil {
 		return "", fmt.Errorf("copy to /%s: %w", p, err)
 	}
 	if err := t.restore(fd, base, p, e); err != nil {

@@ -27,7 +27,7 @@ func Untar(ctx context.Context, r io.Reader, dir string) error {
 		return err
 	}
 	defer root.Close()
-	t := tar.NewReader(r)
+	t := tar.NewReader(contextReader{ctx, r})
 	var dirs []*tar.Header
 	for {
 		if ctx.Err() != nil {

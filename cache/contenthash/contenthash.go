@@ -8,6 +8,7 @@
 package contenthash
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
@@ -57,7 +58,8 @@ func (x *Index) read() table {
 // Digest returns the SHA-256, in hex, of a regular file's content: remembered when st matches, else by reading
 // what open returns. st must come from the same file: it is compared with fstat before and after reading, and a file
 // that changed meanwhile gives ErrChanged. Digest closes what open returns.
-func (x *Index) Digest(path string, st os.FileInfo, open func() (*os.File, error)) (string, error) {
+// It ends with ctx, whose cause is then the error.
+func (x *Index) Digest(ctx context.Context, path string, st os.FileInfo, open func() (*os.File, error)) (string, error) {
 	was, ok := statOf(st)
 	if !ok {
 		return "", fmt.Errorf("digest %s: not a regular file of this system", path)
@@ -72,7 +74,7 @@ func (x *Index) Digest(path string, st os.FileInfo, open func() (*os.File, error
 	}
 	defer f.Close()
 	begin := time.Now()
-	d, err := read(f, was)
+	d, err := read(ctx, f, was)
 	if err != nil {
 		return "", fmt.Errorf("digest %s: %w", path, err)
 	}
@@ -100,23 +102,46 @@ func (x *Index) remember(k id, d digest) {
 	x.found[k] = d
 }
 
-// Save writes the index if it changed, keeping only entries used since Open when prune is set. Of two processes that
-// save one index the later wins; what the other found is then found again.
-func (x *Index) Save(prune bool) error {
-	t := x.load()
+// An index forgets what maxAge saves in a row did not use, once there are more than spare unused entries: checkouts make every file
+// new, and builds of several targets use each their part of a context.
+const (
+	maxAge = 16
+	spare  = 10_000
+)
+
+// Save writes the index if something was found that it did not hold. Of two processes that save one index the later wins; what the
+// other found is then found again.
+func (x *Index) Save() error {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	keep := func(i int) bool { return !prune || x.used[i] }
-	if len(x.found) == 0 && t.all(keep) {
+	if len(x.found) == 0 {
 		return nil
 	}
 	if err := atomicfile.MkdirAll(filepath.Dir(x.path)); err != nil {
 		return fmt.Errorf("save file digests: %w", err)
 	}
-	if err := atomicfile.Write(x.path, encode(t, keep, x.found), atomicfile.Options{}); err != nil {
+	if err := atomicfile.Write(x.path, encode(x.load(), x.aging(), x.found), atomicfile.Options{}); err != nil {
 		return fmt.Errorf("save file digests: %w", err)
 	}
 	return nil
+}
+
+// aging says for each entry of the table how many saves have not used it, and whether it is kept.
+func (x *Index) aging() func(i int) (age byte, keep bool) {
+	t := x.load()
+	unused := 0
+	for _, used := range x.used {
+		if !used {
+			unused++
+		}
+	}
+	return func(i int) (byte, bool) {
+		if x.used[i] {
+			return 0, true
+		}
+		age := min(t.age(i)+1, maxAge)
+		return age, age < maxAge || unused <= spare
+	}
 }
 
 // A stat is what a file's digest is remembered by. Times are in nanoseconds since 1970.
@@ -147,12 +172,12 @@ func (s stat) older(t time.Time) bool {
 var buffers = sync.Pool{New: func() any { return new([128 << 10]byte) }}
 
 // read hashes a file that must be in state was before and after.
-func read(f *os.File, was stat) (digest, error) {
+func read(ctx context.Context, f *os.File, was stat) (digest, error) {
 	if err := unchanged(f, was); err != nil {
 		return digest{}, err
 	}
 	h := sha256.New()
-	n, err := copyAll(h, f)
+	n, err := copyAll(ctx, h, f)
 	if err != nil {
 		return digest{}, err
 	}
@@ -177,10 +202,13 @@ func unchanged(f *os.File, was stat) error {
 }
 
 // copyAll is io.CopyBuffer without the methods by which os.File would bring a buffer of its own.
-func copyAll(h hash.Hash, f *os.File) (n int64, err error) {
+func copyAll(ctx context.Context, h hash.Hash, f *os.File) (n int64, err error) {
 	buf := buffers.Get().(*[128 << 10]byte)
 	defer buffers.Put(buf)
 	for {
+		if ctx.Err() != nil {
+			return n, context.Cause(ctx)
+		}
 		m, err := f.Read(buf[:])
 		h.Write(buf[:m])
 		n += int64(m)

@@ -2,6 +2,7 @@ package contenthash
 
 import (
 	"bytes"
+	"context"
 	"crypto/sha256"
 	"errors"
 	"fmt"
@@ -50,7 +51,7 @@ func (w *tester) digest(x *Index) string {
 	w.t.Helper()
 	st, err := os.Lstat(w.file)
 	w.check(err)
-	d, err := x.Digest("file", st, w.open)
+	d, err := x.Digest(context.Background(), "file", st, w.open)
 	w.check(err)
 	return d
 }
@@ -68,7 +69,7 @@ func (w *tester) build(content string, opens int) {
 	if w.opens != opens {
 		w.t.Errorf("%q: file opened %d times, want %d", content, w.opens, opens)
 	}
-	w.check(x.Save(true))
+	w.check(x.Save())
 }
 
 func TestRemembers(t *testing.T) {
@@ -171,7 +172,7 @@ func TestChangedMeanwhile(t *testing.T) {
 		w.check(err)
 		x, err := Open(w.index)
 		w.check(err)
-		_, err = x.Digest("file", st, func() (*os.File, error) { change(); return w.open() })
+		_, err = x.Digest(context.Background(), "file", st, func() (*os.File, error) { change(); return w.open() })
 		if !errors.Is(err, ErrChanged) {
 			t.Errorf("%s: error %v", name, err)
 		}
@@ -189,7 +190,7 @@ func TestChangedWhileRead(t *testing.T) {
 	w.check(err)
 	was, _ := statOf(st)
 	was.size++
-	if _, err := read(f, was); !errors.Is(err, ErrChanged) {
+	if _, err := read(context.Background(), f, was); !errors.Is(err, ErrChanged) {
 		t.Errorf("error %v", err)
 	}
 }
@@ -200,14 +201,14 @@ func TestErrors(t *testing.T) {
 	w.check(err)
 	dir, err := os.Lstat(t.TempDir())
 	w.check(err)
-	if _, err := x.Digest("dir", dir, w.open); err == nil || w.opens > 0 {
+	if _, err := x.Digest(context.Background(), "dir", dir, w.open); err == nil || w.opens > 0 {
 		t.Errorf("digest of a directory: %v", err)
 	}
 	w.write("one")
 	st, err := os.Lstat(w.file)
 	w.check(err)
 	gone := errors.New("gone")
-	if _, err := x.Digest("file", st, func() (*os.File, error) { return nil, gone }); err != gone {
+	if _, err := x.Digest(context.Background(), "file", st, func() (*os.File, error) { return nil, gone }); err != gone {
 		t.Errorf("error %v", err)
 	}
 }
@@ -233,45 +234,97 @@ func TestDamagedIndex(t *testing.T) {
 	w.build("one", 0)
 }
 
-// Many files: saved sorted, found again, pruned when they are used no more; concurrently.
+// Many files: saved sorted, found again; concurrently.
 func TestMany(t *testing.T) {
 	w := newTester(t)
 	w.write("one")
 	st, err := os.Lstat(w.file)
 	w.check(err)
 	const n = 500
-	digest := func(x *Index, from, to int) {
+	for _, c := range []struct{ from, to, want int }{{0, n, n}, {n, n + 100, n + 100}, {0, 10, n + 100}} {
+		x, err := Open(w.index)
+		w.check(err)
 		var wg sync.WaitGroup
 		for g := range 4 {
 			wg.Go(func() {
-				for i := from + g; i < to; i += 4 {
-					if _, err := x.Digest(fmt.Sprint(i), st, func() (*os.File, error) { return os.Open(w.file) }); err != nil {
+				for i := c.from + g; i < c.to; i += 4 {
+					if _, err := x.Digest(t.Context(), fmt.Sprint(i), st, func() (*os.File, error) { return os.Open(w.file) }); err != nil {
 						t.Error(err)
 					}
 				}
 			})
 		}
 		wg.Wait()
+		w.check(x.Save())
+		if got := w.entries(); got != c.want {
+			t.Errorf("%+v: %d entries", c, got)
+		}
 	}
-	for _, c := range []struct {
-		from, to int
-		prune    bool
-		want     int
-	}{
-		{0, n, true, n},
-		{n, n + 100, false, n + 100},
-		{0, 10, false, n + 100},
-		{50, n, true, n - 50},
-	} {
+}
+
+// entries counts what the index holds.
+func (w *tester) entries() int {
+	w.t.Helper()
+	data, err := os.ReadFile(w.index)
+	w.check(err)
+	tab, err := decode(data)
+	w.check(err)
+	return tab.len()
+}
+
+// A checkout makes every file new: what no build has used for long is forgotten, what another target uses now and then is not.
+func TestForgets(t *testing.T) {
+	const files, checkouts = 3000, 40
+	w := newTester(t)
+	use := func(x *Index, name string, n int) (known int) {
+		for i := range n {
+			k := stat{}.id(fmt.Sprint(name, i))
+			if _, ok := x.lookup(k); ok {
+				known++
+				continue
+			}
+			x.remember(k, digest{})
+		}
+		return known
+	}
+	for round := range checkouts {
 		x, err := Open(w.index)
 		w.check(err)
-		digest(x, c.from, c.to)
-		w.check(x.Save(c.prune))
-		data, err := os.ReadFile(w.index)
-		w.check(err)
-		if tab, err := decode(data); err != nil || tab.len() != c.want {
-			t.Errorf("%+v: %d entries, %v", c, tab.len(), err)
+		use(x, fmt.Sprint("checkout ", round, " "), files)
+		if known := use(x, "other target ", files*(1-min(round%10, 1))); round > 0 && round%10 == 0 && known != files {
+			t.Errorf("round %d: %d of the other target's files are known, want %d", round, known, files)
 		}
+		w.check(x.Save())
+		if got := w.entries(); got > files*(maxAge+2) {
+			t.Errorf("round %d: %d entries", round, got)
+		}
+	}
+	small := newTester(t)
+	for round := range checkouts { // few are never forgotten
+		x, err := Open(small.index)
+		w.check(err)
+		use(x, fmt.Sprint(round), 10)
+		w.check(x.Save())
+	}
+	if got := small.entries(); got != 10*checkouts {
+		t.Errorf("%d entries", got)
+	}
+}
+
+// A huge file ends with the build.
+func TestDigestEndsWithContext(t *testing.T) {
+	w := newTester(t)
+	w.write("")
+	w.check(os.Truncate(w.file, 1<<40)) // sparse: minutes of reading
+	st, err := os.Lstat(w.file)
+	w.check(err)
+	stopped := errors.New("stopped")
+	ctx, cancel := context.WithCancelCause(t.Context())
+	x, err := Open(w.index)
+	w.check(err)
+	_, err = x.Digest(ctx, "file", st, func() (*os.File, error) { cancel(stopped); return w.open() })
+	if !errors.Is(err, stopped) {
+		t.Errorf("%v", err)
 	}
 }
 
@@ -291,7 +344,7 @@ func FuzzIndex(f *testing.F) {
 					t.Fatalf("entry %d is found at %d, %v", i, at, ok)
 				}
 			}
-			if again := encode(tab, func(int) bool { return true }, nil); !bytes.Equal(again, d) {
+			if again := encode(tab, func(i int) (byte, bool) { return tab.age(i), true }, nil); !bytes.Equal(again, d) {
 				t.Fatal("written again it differs")
 			}
 		}
@@ -307,11 +360,11 @@ func BenchmarkUnchanged1000(b *testing.B) {
 		x, err := Open(w.index)
 		w.check(err)
 		for i := range 1000 {
-			if _, err := x.Digest(fmt.Sprint(i), st, w.open); err != nil {
+			if _, err := x.Digest(context.Background(), fmt.Sprint(i), st, w.open); err != nil {
 				b.Fatal(err)
 			}
 		}
-		w.check(x.Save(true))
+		w.check(x.Save())
 	}
 	round()
 	for b.Loop() {

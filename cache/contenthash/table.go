@@ -11,13 +11,13 @@ import (
 
 // An index's file is
 //
-//	"img files 1\n"
-//	id (16 bytes) digest (32 bytes)     once per file, sorted by id, no id twice
+//	"img files 2\n"
+//	id (16 bytes) digest (32 bytes) age (1 byte)     once per file, sorted by id, no id twice
 //	...
 //	SHA-256 of all before (32 bytes)
 //
 // It is searched as it lies in memory; nothing is decoded.
-const magic = "img files 1\n"
+const magic = "img files 2\n"
 
 // An id stands for a path and a stat: the first half of a SHA-256 over them.
 type id [16]byte
@@ -35,7 +35,7 @@ func (s stat) id(path string) id {
 	return id(sum[:16])
 }
 
-const entrySize = len(id{}) + len(digest{})
+const entrySize = len(id{}) + len(digest{}) + 1
 
 // A table is the entries of an index's file.
 type table []byte
@@ -62,8 +62,11 @@ func (t table) len() int        { return len(t) / entrySize }
 func (t table) id(i int) []byte { return t[i*entrySize:][:len(id{})] }
 
 func (t table) digest(i int) digest {
-	return digest(t[i*entrySize:][len(id{}):entrySize])
+	return digest(t[i*entrySize:][len(id{}) : entrySize-1])
 }
+
+// age is how many saves have not used the entry.
+func (t table) age(i int) byte { return t[(i+1)*entrySize-1] }
 
 func (t table) sorted() bool {
 	for i := 1; i < t.len(); i++ {
@@ -79,18 +82,8 @@ func (t table) find(k id) (int, bool) {
 	return sort.Find(t.len(), func(i int) int { return bytes.Compare(k[:], t.id(i)) })
 }
 
-// all reports whether f holds for every position.
-func (t table) all(f func(int) bool) bool {
-	for i := range t.len() {
-		if !f(i) {
-			return false
-		}
-	}
-	return true
-}
-
-// encode merges the entries of t that are kept with those found since.
-func encode(t table, keep func(int) bool, found map[id]digest) []byte {
+// encode merges the entries of t that are kept, with their ages, with those found since.
+func encode(t table, aging func(int) (age byte, keep bool), found map[id]digest) []byte {
 	ids := make([]id, 0, len(found))
 	for k := range found {
 		ids = append(ids, k)
@@ -103,8 +96,8 @@ func encode(t table, keep func(int) bool, found map[id]digest) []byte {
 			out = appendEntry(out, ids[0], found[ids[0]])
 			ids = ids[1:]
 		}
-		if keep(i) {
-			out = append(out, t[i*entrySize:][:entrySize]...)
+		if age, keep := aging(i); keep {
+			out = append(append(out, t[i*entrySize:][:entrySize-1]...), age)
 		}
 	}
 	for _, k := range ids {
@@ -115,5 +108,5 @@ func encode(t table, keep func(int) bool, found map[id]digest) []byte {
 }
 
 func appendEntry(b []byte, k id, d digest) []byte {
-	return append(append(b, k[:]...), d[:]...)
+	return append(append(append(b, k[:]...), d[:]...), 0)
 }
