@@ -10,6 +10,7 @@ import (
 	"os"
 	"runtime"
 	"slices"
+	"strconv"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -35,9 +36,23 @@ type scan struct {
 	out func(*change) error
 
 	root *os.File
+	// depth is how many directories are open, root included.
+	depth int
 	// links has the first change of each file with several names.
 	links map[uint64]*change
 	moves moves
+}
+
+// maxLevels is as deep as a scan goes, with a descriptor for each level: nothing deeper has a name that the kernel takes (PATH_MAX).
+const maxLevels = unix.PathMax / 2
+
+// shown is a path for a message. What is nested too deep for a scan has a path of many lines.
+func shown(path string) string {
+	const most = 120
+	if len(path) <= most {
+		return strconv.Quote(path)
+	}
+	return strconv.Quote(path[:most]) + "…"
 }
 
 // A change is a candidate for the tree.
@@ -74,6 +89,10 @@ func (s *scan) run(root string) error {
 
 // dir looks at a directory and all below it. fresh says that it has nothing in common with the parent's.
 func (s *scan) dir(f *os.File, path string, st *unix.Stat_t, fresh bool) error {
+	if s.depth++; s.depth > maxLevels {
+		return fmt.Errorf("%s: more than %d directories in one another", shown(path), maxLevels)
+	}
+	defer func() { s.depth-- }()
 	if err := s.ctx.Err(); err != nil {
 		return context.Cause(s.ctx)
 	}
@@ -152,7 +171,7 @@ func (s *scan) child(dir *os.File, name, path string, fresh bool) error {
 	case t == Dir:
 		f, err := openAt(dir, name, unix.O_RDONLY|unix.O_DIRECTORY)
 		if err != nil {
-			return err
+			return fmt.Errorf("%s, %d directories deep: %w", shown(path), s.depth, err)
 		}
 		defer f.Close()
 		return s.dir(f, path, &st, fresh)

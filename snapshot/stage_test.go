@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -70,6 +71,52 @@ func TestRemoveDeep(t *testing.T) {
 		}
 		if _, err := os.Lstat(dir); !errors.Is(err, os.ErrNotExist) {
 			t.Errorf("the tree is still there: %v", err)
+		}
+	}
+}
+
+// A commit of more levels than can be gone through says where they are and leaves nothing; as many as have names are committed.
+func TestCommitDeep(t *testing.T) {
+	for _, driver := range []string{Overlay, Copies} {
+		for _, c := range []struct {
+			name   string
+			levels int
+			files  uint64 // limit of open files; 0 leaves it
+			want   string
+		}{
+			{"deep", 1000, 0, ""},
+			{"deeper than any path", 5000, 0, "more than 2048 directories"},
+			{"deeper than files may be open", 1000, 512, "too many open files"},
+		} {
+			t.Run(driver+" "+c.name, func(t *testing.T) {
+				dir := t.TempDir()
+				s, err := Open(dir, Options{Map: "m", Driver: driver, Scratch: t.TempDir()})
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer s.Close()
+				a, err := s.Prepare(t.Context(), "")
+				if err != nil {
+					t.Fatal(err)
+				}
+				nest(t, a.Root(), c.levels)
+				if c.files > 0 {
+					fewFiles(t, c.files)
+				}
+				_, err = a.Commit(t.Context(), CommitOptions{})
+				if c.want == "" {
+					if err != nil {
+						t.Error(err)
+					}
+					return
+				}
+				if err == nil || !strings.Contains(err.Error(), c.want) || !strings.Contains(err.Error(), "\"d/d/d") || len(err.Error()) > 500 {
+					t.Errorf("error %v", err)
+				}
+				if left, _ := filepath.Glob(filepath.Join(dir, "m", "*-*")); len(left) > 0 {
+					t.Errorf("left: %q", left)
+				}
+			})
 		}
 	}
 }
