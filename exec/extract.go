@@ -24,6 +24,7 @@ import (
 	"img/registry/image"
 	"img/snapshot"
 	"img/snapshot/layer"
+	"img/userns"
 )
 
 // ExtractName is the name that the extraction child is started under: cmd/img calls Extract when it finds it.
@@ -68,7 +69,10 @@ func (w *world) extract(ctx context.Context, blob *os.File, dir string, a extrac
 	cmd.Args = []string{ExtractName, string(text)}
 	cmd.Env, cmd.Stdin, cmd.Stderr = []string{}, blob, &stderr
 	cmd.ExtraFiles = []*os.File{target, wr}
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNS | unix.CLONE_NEWNET | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS}
+	cmd.SysProcAttr = &syscall.SysProcAttr{
+		Cloneflags: unix.CLONE_NEWNS | unix.CLONE_NEWNET | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS,
+		Credential: userns.WithoutGroups(),
+	}
 	err = cmd.Start()
 	wr.Close()
 	if err != nil {

@@ -6,6 +6,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -52,14 +53,15 @@ func stage(descriptor string, args []string) {
 	os.Exit(1)
 }
 
-// become drops the caller's groups and what the stage alone needed, and execs. It returns only what failed.
+// WithoutGroups makes a child of the inner process one that has none of the caller's groups. The inner process keeps them, since it reads
+// files for the caller that may be open to a group alone. Where they cannot be dropped, with one id or where newgidmap denies setgroups
+// (the user has no subordinate groups), the child keeps them.
+func WithoutGroups() *syscall.Credential {
+	return &syscall.Credential{NoSetGroups: readLine("/proc/self/setgroups") == "deny"}
+}
+
+// become drops what the stage alone needed, and execs. It returns only what failed.
 func become(args []string) (doing string, err error) {
-	// newgidmap denies setgroups where a user has no subordinate groups of its own.
-	if readLine("/proc/self/setgroups") != "deny" {
-		if _, _, errno := unix.RawSyscall(unix.SYS_SETGROUPS, 0, 0, 0); errno != 0 {
-			return "setgroups", errno
-		}
-	}
 	if err := unix.Prctl(unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0); err != nil {
 		return "clear ambient capabilities", err
 	}
