@@ -4,6 +4,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -18,10 +19,16 @@ const bootFile = "boot"
 // loses nothing, since the kernel keeps what was written, but a power loss leaves files that are missing or shorter than the tree says
 // (a file's size reaches the disk after its data).
 func (s *Store) filesAreWhole(dir string) error {
-	if s.o.Boot == "" {
+	if s.o.Boot == "" || s.seenWhole(dir) {
 		return nil
 	}
-	if b, err := os.ReadFile(filepath.Join(dir, bootFile)); err == nil && strings.TrimSpace(string(b)) == s.o.Boot {
+	// One check at a time: what the first to be done has made from these files, a later one must not take away.
+	lock, err := flockDir(dir)
+	if err != nil {
+		return fmt.Errorf("check files: %w", err)
+	}
+	defer lock.Close()
+	if s.seenWhole(dir) {
 		return nil
 	}
 	if err := compareFiles(dir); err != nil {
@@ -32,6 +39,26 @@ func (s *Store) filesAreWhole(dir string) error {
 	// Only the mapping's own ids may note it; others look again next time.
 	_ = writeFile(dir, bootFile, s.o.Boot+"\n")
 	return nil
+}
+
+// seenWhole reports whether a snapshot's files were written or checked in this run.
+func (s *Store) seenWhole(dir string) bool {
+	b, err := os.ReadFile(filepath.Join(dir, bootFile))
+	return err == nil && strings.TrimSpace(string(b)) == s.o.Boot
+}
+
+// flockDir waits for the flock of a directory, which closing it frees.
+func flockDir(dir string) (*os.File, error) {
+	f, err := os.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	_, err = retry(func() (int, error) { return 0, unix.Flock(int(f.Fd()), unix.LOCK_EX) })
+	if err != nil {
+		f.Close()
+		return nil, &fs.PathError{Op: "lock", Path: dir, Err: err}
+	}
+	return f, nil
 }
 
 // compareFiles looks for every entry of a tree with its type and size.
