@@ -380,6 +380,7 @@ func newDirIndex(st *stage) (*dirIndex, error) {
 	}
 	if err != nil {
 		d.new.Close()
+		d.from.Close() // an error where it could not be opened
 		return nil, err
 	}
 	return d, nil

@@ -22,6 +22,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 )
@@ -94,14 +95,12 @@ func Open(dir string, o Options) (*Store, error) {
 // Close removes the working trees that this process kept for its next step.
 func (s *Store) Close() error {
 	s.mu.Lock()
-	idle := s.working
+	idle := slices.DeleteFunc(s.working, func(w *workTree) bool { return w.users > 0 })
 	s.working = nil
 	s.mu.Unlock()
 	var errs []error
 	for _, w := range idle {
-		if w.users == 0 {
-			errs = append(errs, w.stage.drop())
-		}
+		errs = append(errs, w.stage.drop())
 	}
 	return errors.Join(errs...)
 }
