@@ -329,6 +329,10 @@ func removeTree(dir string, until time.Time) error {
 	return nil
 }
 
+// RemoveAt deletes what is called name in an open directory and all below it, however deep. It follows no link; that there is nothing is
+// no error.
+func RemoveAt(dir int, name string) error { return new(remover).remove(dir, name, 0) }
+
 // maxNested bounds how many directories a remover has open. Those below are moved up beside the topmost's own entries.
 const maxNested = 64
 

@@ -89,39 +89,3 @@ func openDirByParts(root int, p string, flags int) (int, error) {
 	}
 	return -1, err
 }
-
-// removeAll deletes what is called name in the directory, and everything below it. It follows no link.
-func removeAll(dir int, name string) error {
-	err := unix.Unlinkat(dir, name, 0)
-	if err != unix.EISDIR {
-		return err
-	}
-	sub, err := unix.Openat(dir, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return err
-	}
-	names, err := readNames(sub)
-	for _, n := range names {
-		if err == nil {
-			err = removeAll(sub, n)
-		}
-	}
-	unix.Close(sub)
-	if err != nil {
-		return err
-	}
-	return unix.Unlinkat(dir, name, unix.AT_REMOVEDIR)
-}
-
-// readNames lists a directory.
-func readNames(dir int) ([]string, error) {
-	var names []string
-	buf := make([]byte, 8<<10)
-	for {
-		n, err := unix.ReadDirent(dir, buf)
-		if err != nil || n <= 0 {
-			return names, err
-		}
-		_, _, names = unix.ParseDirent(buf[:n], -1, names)
-	}
-}

@@ -193,7 +193,7 @@ func (s *settler) moveAll(ways []way) error {
 		}
 	}
 	s.forget()
-	if err := removeAll(s.root, waiting); err != nil {
+	if err := snapshot.RemoveAt(s.root, waiting); err != nil {
 		return fmt.Errorf("remove moved directories: %w", err)
 	}
 	*s.a = *s.reduce()

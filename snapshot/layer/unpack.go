@@ -210,7 +210,7 @@ func (u *unpacker) place(at place, base string, create func() error) error {
 	err := create()
 	switch err {
 	case unix.EEXIST, unix.EISDIR, unix.ENOTEMPTY:
-		if err = removeAll(at.fd, base); err == nil {
+		if err = snapshot.RemoveAt(at.fd, base); err == nil {
 			err = create()
 		}
 		u.parentName = "" // at stays open, but its name may lead elsewhere now
