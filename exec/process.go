@@ -264,7 +264,16 @@ func (x *Executor) shareContext(c *Context, d *sharedDir, m userns.Mapping) (*os
 	if d.Path, err = x.copyContext(c, m); err != nil {
 		return nil, err
 	}
-	return x.share(d)
+	if f, err = x.share(d); err != nil || !d.Mount {
+		return f, err
+	}
+	// The inner process makes read-only what it mounts itself; this comes mounted.
+	attr := unix.MountAttr{Attr_set: readOnly}
+	if err := unix.MountSetattr(int(f.Fd()), "", unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, &attr); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("make %s read-only: %w", d.Path, err)
+	}
+	return f, nil
 }
 
 // idmap shows a context's files to the build's ids: those of the directory's owner as container root's (BuildKit shows all files so), the

@@ -251,7 +251,11 @@ func (w *world) openSnapshots() (setupReply, error) {
 	var reply setupReply
 	if o.Driver == "" {
 		o.Driver = snapshot.Overlay
-		if err := tryOverlay("/state/snapshot/" + w.setup.Map); err != nil {
+		err := tryOverlay("/state/snapshot/" + w.setup.Map)
+		if err != nil && !lacksOverlay(err) {
+			return reply, fmt.Errorf("try an overlay: %w", err)
+		}
+		if err != nil {
 			o.Driver = snapshot.Copies
 			reply.Notes = append(reply.Notes, fmt.Sprintf("overlay cannot be mounted here (%v): layers are made by copying files, which is slower", err))
 		}
@@ -262,12 +266,48 @@ func (w *world) openSnapshots() (setupReply, error) {
 	return reply, err
 }
 
+// lacksOverlay reports whether an error says that there can be no overlay here (design §6). Others, such as a full disk, are no reason to
+// go on by weaker means.
+func lacksOverlay(err error) bool {
+	for _, e := range []error{unix.EPERM, unix.EACCES, unix.ENOSYS, unix.EINVAL, unix.ENODEV, unix.EOPNOTSUPP, unix.EROFS} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
+}
+
+// probeDir makes a directory that the sweeps of other builds' stores leave alone while it is locked, and take away once it is not.
+func probeDir(dir string) (*os.File, error) {
+	for {
+		tmp, err := os.MkdirTemp(dir, "stage-probe-")
+		if err != nil {
+			return nil, err
+		}
+		f, err := os.Open(tmp)
+		if err == nil {
+			if err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err == nil {
+				_, err = os.Lstat(tmp) // a sweep may have been faster
+			}
+			if err == nil {
+				return f, nil
+			}
+			f.Close()
+		}
+		if !errors.Is(err, os.ErrNotExist) && !errors.Is(err, unix.EWOULDBLOCK) {
+			return nil, fmt.Errorf("lock %s: %w", tmp, err)
+		}
+	}
+}
+
 // tryOverlay mounts an overlay in a directory once.
 func tryOverlay(dir string) error {
-	tmp, err := os.MkdirTemp(dir, "stage-probe-")
+	held, err := probeDir(dir)
 	if err != nil {
 		return err
 	}
+	defer held.Close()
+	tmp := held.Name()
 	defer os.RemoveAll(tmp)
 	for _, d := range []string{"l", "u", "w", "m"} {
 		if err := os.Mkdir(filepath.Join(tmp, d), 0o755); err != nil {
