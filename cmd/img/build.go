@@ -24,7 +24,7 @@ import (
 	"img/dag"
 	"img/dag/dockerfile"
 	"img/engine"
-	img "img/exec"
+	"img/exec"
 	"img/registry/image"
 )
 
@@ -40,10 +40,13 @@ type build struct {
 	file     *dockerfile.File
 	plan     *dockerfile.Plan
 	bases    *bases
-	contexts map[string]*img.Context
+	contexts map[string]*exec.Context
 	// temp holds a context that came on standard input.
 	temp   string
 	remove func() error
+	// logs holds what steps print, if it is much.
+	logs       string
+	removeLogs func() error
 }
 
 // Run builds: read, lower, solve, write the results.
@@ -52,7 +55,7 @@ func (c *BuildCmd) Run(ctx context.Context, g *Globals) error {
 	if err != nil {
 		return err
 	}
-	b := &build{c: c, g: g, r: r, contexts: map[string]*img.Context{}}
+	b := &build{c: c, g: g, r: r, contexts: map[string]*exec.Context{}}
 	defer b.close()
 	if b.s, err = openStore(g); err != nil {
 		return err
@@ -81,6 +84,17 @@ func (b *build) close() {
 	if b.remove != nil {
 		b.remove()
 	}
+	if b.removeLogs != nil {
+		b.removeLogs()
+	}
+}
+
+// logDir makes the directory for logs when it is asked for: few builds need it.
+func (b *build) logDir() (dir string, err error) {
+	if b.logs == "" {
+		b.logs, b.removeLogs, err = exec.TempDir(b.s.dir, "logs-")
+	}
+	return b.logs, err
 }
 
 // read opens the context and reads the Dockerfile and the ignore file.
@@ -124,10 +138,10 @@ func (b *build) contextDir(ctx context.Context) (string, error) {
 		return filepath.Abs(b.r.Context)
 	}
 	var err error
-	if b.temp, b.remove, err = img.TempDir(b.s.dir, "context-"); err != nil {
+	if b.temp, b.remove, err = exec.TempDir(b.s.dir, "context-"); err != nil {
 		return "", err
 	}
-	text, err := img.ReadContext(ctx, b.g.stdin, b.temp)
+	text, err := exec.ReadContext(ctx, b.g.stdin, b.temp)
 	if err != nil {
 		return "", withCode(exitUsage, fmt.Errorf("build context on standard input: %w", err))
 	}
@@ -204,6 +218,9 @@ func (b *build) openContext(name, dir string, ignoreFiles []string) error {
 	if err != nil {
 		return err
 	}
+	if real, err := filepath.EvalSymlinks(dir); err == nil && real == "/" {
+		return withHint(exitUsage, fmt.Errorf("build context %s is the root directory, with /proc, /sys and all else", dir), "name the directory that holds the files")
+	}
 	var ignore *dockerfile.Ignore
 	rules := ""
 	for _, f := range ignoreFiles {
@@ -226,7 +243,7 @@ func (b *build) openContext(name, dir string, ignoreFiles []string) error {
 	if b.temp != "" && dir == b.temp {
 		index = ""
 	}
-	c, err := img.OpenContext(dir, ignore.Patterns(), rules, index)
+	c, err := exec.OpenContext(dir, ignore.Patterns(), rules, index)
 	if err != nil {
 		return withCode(exitUsage, fmt.Errorf("build context %s: %w", name, err))
 	}
@@ -391,7 +408,7 @@ func (b *build) make(ctx context.Context) error {
 	if b.c.Quiet {
 		mode = progress.Quiet
 	}
-	display := progress.New(mode, b.g.stderr, progress.Options{Getenv: b.g.getenv})
+	display := progress.New(mode, b.g.stderr, progress.Options{Getenv: b.g.getenv, LogDir: b.logDir})
 	x, outs, err := b.solve(ctx, display)
 	display.Close()
 	if x != nil {
@@ -407,15 +424,15 @@ func (b *build) make(ctx context.Context) error {
 }
 
 // solve runs the engine; once more if the id helpers failed and the mapping became one id.
-func (b *build) solve(ctx context.Context, display *progress.Display) (*img.Executor, map[dag.ID]cache.Output, error) {
+func (b *build) solve(ctx context.Context, display *progress.Display) (*exec.Executor, map[dag.ID]cache.Output, error) {
 	for {
-		x := b.s.executor(b.g, img.Options{
+		x := b.s.executor(b.g, exec.Options{
 			Contexts: b.contexts, Base: b.bases, Secret: b.secret, ResolvConf: resolvConf(), Note: display.Note,
 		})
 		outs, err := engine.Solve(ctx, b.plan.Graph, b.targets(), x, engine.Options{
 			Cache: b.s.records, Jobs: b.c.Jobs, Observe: b.observe(display), Boot: bootID(),
 		})
-		var remapped *img.RemappedError
+		var remapped *exec.RemappedError
 		if !errors.As(err, &remapped) {
 			return x, outs, crashed(b.g.stderr, err)
 		}

@@ -26,7 +26,7 @@ import (
 	"img/dag"
 	"img/dag/dockerfile"
 	"img/engine"
-	img "img/exec"
+	"img/exec"
 	"img/exec/sandbox"
 	"img/registry"
 	"img/userns"
@@ -232,7 +232,7 @@ func hint(err error, g *Globals) string {
 	var known *coded
 	var host *userns.Error
 	var bad *dockerfile.Error
-	var gone *img.NotFoundError
+	var gone *exec.NotFoundError
 	var bug *crash
 	switch {
 	case errors.As(err, &known) && known.hint != "":

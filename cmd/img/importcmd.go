@@ -20,7 +20,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/types"
 
 	"img/dag"
-	img "img/exec"
+	"img/exec"
 	"img/registry/image"
 	"img/registry/layout"
 )
@@ -236,7 +236,7 @@ func packTar(ctx context.Context, s *layout.Store, r io.Reader, kind string) (im
 	}
 	defer w.Discard()
 	blob, diff := sha256.New(), sha256.New()
-	body, err := img.Compressor(io.MultiWriter(w.File, blob), kind)
+	body, err := exec.Compressor(io.MultiWriter(w.File, blob), kind)
 	if err != nil {
 		return image.Layer{}, err
 	}

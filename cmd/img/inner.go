@@ -8,12 +8,12 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	img "img/exec"
+	executor "img/exec"
 )
 
 // innerMain is the inner process of a build. It never returns.
 func innerMain() {
-	if err := img.Serve(settleErr); err != nil {
+	if err := executor.Serve(settleErr); err != nil {
 		fmt.Fprintln(os.Stderr, "img: inner process:", err)
 		os.Exit(1)
 	}
@@ -25,7 +25,7 @@ func extractMain() {
 	if len(os.Args) != 2 {
 		os.Exit(exitBug)
 	}
-	if err := img.Extract(os.Args[1]); err != nil {
+	if err := executor.Extract(os.Args[1]); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}

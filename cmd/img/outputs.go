@@ -15,17 +15,17 @@ import (
 
 	"img/cache"
 	"img/dag"
-	img "img/exec"
+	"img/exec"
 	"img/registry/image"
 	"img/registry/layout"
 )
 
 // results names the image and writes every output. Names come first: they are what cannot be made again by reading standard error.
-func (b *build) results(ctx context.Context, x *img.Executor, outs map[dag.ID]cache.Output) error {
-	var built img.Built
+func (b *build) results(ctx context.Context, x *exec.Executor, outs map[dag.ID]cache.Output) error {
+	var built exec.Built
 	if b.plan.Manifest != dag.Empty {
 		var err error
-		if built, err = img.BuiltImage(outs[b.plan.Manifest]); err != nil {
+		if built, err = exec.BuiltImage(outs[b.plan.Manifest]); err != nil {
 			return err
 		}
 		if err := b.tag(ctx, built.Manifest); err != nil {
@@ -83,7 +83,7 @@ func (b *build) tag(ctx context.Context, d v1.Descriptor) error {
 	return nil
 }
 
-func (b *build) output(ctx context.Context, x *img.Executor, o Output, outs map[dag.ID]cache.Output, built img.Built) error {
+func (b *build) output(ctx context.Context, x *exec.Executor, o Output, outs map[dag.ID]cache.Output, built exec.Built) error {
 	files := cache.Output("")
 	if b.plan.Files != dag.Empty {
 		files = outs[b.plan.Files]
@@ -104,7 +104,7 @@ func (b *build) output(ctx context.Context, x *img.Executor, o Output, outs map[
 }
 
 // writeTar writes the image's files as a tar. The inner process writes to our pipe, never to the caller's path.
-func (b *build) writeTar(ctx context.Context, x *img.Executor, files cache.Output, dest string, epoch *int64) error {
+func (b *build) writeTar(ctx context.Context, x *exec.Executor, files cache.Output, dest string, epoch *int64) error {
 	return writeOutput(b.g, dest, func(w io.Writer) error {
 		r, pw, err := os.Pipe()
 		if err != nil {
@@ -139,7 +139,8 @@ func (b *build) writeArchive(ctx context.Context, o Output, d v1.Descriptor) err
 	})
 }
 
-// writeLayout adds the image to an OCI layout directory.
+// writeLayout adds the image to an OCI layout directory. One without a name goes by its digest; it makes room for the next one without,
+// and for its own name.
 func (b *build) writeLayout(ctx context.Context, dir string, names []string, d v1.Descriptor) error {
 	s, err := layout.Open(dir)
 	if err != nil {
@@ -148,11 +149,31 @@ func (b *build) writeLayout(ctx context.Context, dir string, names []string, d v
 	if err := image.Copy(ctx, s, b.s.images, d, image.CopyOptions{}); err != nil {
 		return err
 	}
-	if len(names) == 0 {
+	unnamed := len(names) == 0
+	if unnamed {
 		names = []string{d.Digest.String()}
 	}
 	for _, n := range names {
 		if err := s.Tag(ctx, n, d); err != nil {
+			return err
+		}
+	}
+	return untagOthers(ctx, s, names, func(t layout.Tagged) bool {
+		return strings.HasPrefix(t.Ref, "sha256:") && (unnamed || t.Descriptor.Digest == d.Digest)
+	})
+}
+
+// untagOthers removes those of a layout's names that match, but for the ones to keep.
+func untagOthers(ctx context.Context, s *layout.Store, keep []string, match func(layout.Tagged) bool) error {
+	tags, err := s.List(ctx)
+	if err != nil {
+		return err
+	}
+	for _, t := range tags {
+		if !match(t) || slices.Contains(keep, t.Ref) {
+			continue
+		}
+		if err := s.Untag(ctx, t.Ref); err != nil {
 			return err
 		}
 	}
@@ -204,7 +225,7 @@ func (c *BuildCmd) checkDests(outputs []Output) error {
 }
 
 // writeMetadata writes --iidfile and --metadata-file.
-func (b *build) writeMetadata(built img.Built) error {
+func (b *build) writeMetadata(built exec.Built) error {
 	if b.c.Iidfile != "" {
 		if err := writeText(b.g, b.c.Iidfile, built.Config.String()); err != nil {
 			return fmt.Errorf("--iidfile: %w", err)
@@ -240,7 +261,7 @@ func writeText(g *Globals, path, text string) error {
 }
 
 // say prints the result: with -q the image's id alone; without names and outputs its digest, since there is no other way to it.
-func (b *build) say(built img.Built) error {
+func (b *build) say(built exec.Built) error {
 	switch {
 	case b.plan.Manifest == dag.Empty:
 		return nil

@@ -15,7 +15,7 @@ import (
 
 	"img/cache"
 	"img/dag/dockerfile"
-	img "img/exec"
+	"img/exec"
 	"img/registry/image"
 	"img/registry/layout"
 	"img/snapshot"
@@ -73,7 +73,7 @@ func driver(g *Globals) string {
 }
 
 // executor makes an Executor on the store.
-func (s *store) executor(g *Globals, o img.Options) *img.Executor {
+func (s *store) executor(g *Globals, o exec.Options) *exec.Executor {
 	o.State, o.Real, o.Boot = s.dir, g.state.dir, bootID()
 	o.Mapping, o.Snapshots, o.Layout, o.Driver = s.mapping, s.snaps, s.images, s.driver
 	if f, ok := g.stderr.(*os.File); ok {
@@ -82,14 +82,14 @@ func (s *store) executor(g *Globals, o img.Options) *img.Executor {
 	if o.Note == nil {
 		o.Note = func(text string) { notef(g.stderr, "%s", text) }
 	}
-	return img.New(o)
+	return exec.New(o)
 }
 
 // An inside is what needs the inner process but is no build: deleting snapshots, exporting files.
 type inside struct {
 	g *Globals
 	s *store
-	x *img.Executor
+	x *exec.Executor
 }
 
 func openInsider(_ context.Context, g *Globals) (insider, error) {
@@ -97,7 +97,7 @@ func openInsider(_ context.Context, g *Globals) (insider, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &inside{g, s, s.executor(g, img.Options{})}, nil
+	return &inside{g, s, s.executor(g, exec.Options{})}, nil
 }
 
 func (i *inside) Close() error { return i.x.Close() }
@@ -105,7 +105,7 @@ func (i *inside) Close() error { return i.x.Close() }
 // again runs f, and once more if the id helpers failed and the mapping became one id.
 func (i *inside) again(f func() error) error {
 	err := f()
-	var remapped *img.RemappedError
+	var remapped *exec.RemappedError
 	if !errors.As(err, &remapped) {
 		return err
 	}
@@ -113,7 +113,7 @@ func (i *inside) again(f func() error) error {
 	if err := i.s.remap(remapped.Mapping); err != nil {
 		return err
 	}
-	i.x = i.s.executor(i.g, img.Options{})
+	i.x = i.s.executor(i.g, exec.Options{})
 	return f()
 }
 
@@ -146,7 +146,7 @@ func (i *inside) exportFiles(ctx context.Context, ref, dest string) error {
 }
 
 // writeFiles unpacks a vertex's file system into a directory; everything in it belongs to the caller.
-func writeFiles(ctx context.Context, x *img.Executor, files cache.Output, dest string, epoch *int64) error {
+func writeFiles(ctx context.Context, x *exec.Executor, files cache.Output, dest string, epoch *int64) error {
 	r, w, err := os.Pipe()
 	if err != nil {
 		return err
@@ -158,7 +158,7 @@ func writeFiles(ctx context.Context, x *img.Executor, files cache.Output, dest s
 		w.Close()
 		wrote <- err
 	}()
-	err = img.Untar(ctx, r, dest)
+	err = exec.Untar(ctx, r, dest)
 	if err != nil {
 		io.Copy(io.Discard, r)
 	}

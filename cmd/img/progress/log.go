@@ -58,7 +58,7 @@ func (l *lines) flush(line func(string)) {
 // A kept is a step's log, held until the step ends well. What exceeds maxKept goes to a file, or else the oldest part
 // is given up and counted.
 type kept struct {
-	dir  string // where files may be made; "" for nowhere
+	dir  func() (string, error) // where files may be made; nil for nowhere
 	buf  []byte
 	file *os.File
 	gone int64
@@ -82,18 +82,23 @@ func (k *kept) Write(p []byte) (int, error) {
 }
 
 func (k *kept) spill() bool {
-	if k.dir == "" {
+	if k.dir == nil {
 		return false
 	}
-	f, err := os.CreateTemp(k.dir, "log-")
+	dir, err := k.dir()
 	if err != nil {
-		k.dir = ""
+		k.dir = nil
+		return false
+	}
+	f, err := os.CreateTemp(dir, "log-")
+	if err != nil {
+		k.dir = nil
 		return false
 	}
 	if _, err := f.Write(k.buf); err != nil {
 		f.Close()
 		os.Remove(f.Name())
-		k.dir = ""
+		k.dir = nil
 		return false
 	}
 	k.file, k.buf = f, nil

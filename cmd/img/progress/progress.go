@@ -36,8 +36,9 @@ type Options struct {
 	Size func() (columns, rows int)
 	// Now is the clock; nil means time.Now. With a clock of its own a display does not redraw by itself.
 	Now func() time.Time
-	// LogDir is where the logs of steps that print much are kept until the step ends; "" keeps only their ends.
-	LogDir string
+	// LogDir gives the directory where the logs of steps that print much are kept until the step ends; it is asked when the first does.
+	// nil keeps only their ends.
+	LogDir func() (string, error)
 }
 
 // A Display shows the events of one build. Its methods may be called from several goroutines.

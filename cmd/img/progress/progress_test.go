@@ -160,7 +160,10 @@ func TestChoose(t *testing.T) {
 func TestKeptLog(t *testing.T) {
 	line := strings.Repeat("x", 99) + "\n"
 	for _, dir := range []string{t.TempDir(), ""} {
-		k := kept{dir: dir}
+		k := kept{}
+		if dir != "" {
+			k.dir = func() (string, error) { return dir, nil }
+		}
 		for range 3 * maxKept / len(line) {
 			k.Write([]byte(line))
 			if len(k.buf) > maxKept {
