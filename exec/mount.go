@@ -270,15 +270,17 @@ func (s *step) mount(ctx context.Context, m mountArgs) error {
 // tmpfs has the mode of the directory that it covers, as runc does it; over none it is everybody's.
 func (s *step) tmpfs(m mountArgs) error {
 	t := sandbox.Mount{Type: "tmpfs", Target: m.M.Target, Size: m.M.Size, NoSuid: true, NoDev: true}
-	p, err := s.root.resolve(m.M.Target)
+	p, err := s.resolve(m.M.Target)
 	if err != nil {
 		return err
 	}
-	if st, err := statIn(s.root.root, p); err == nil && !s.covered(p) {
-		t.Mode = st.Mode & 0o7777
+	if _, _, covered := s.covered(p); !covered {
+		if st, err := statIn(s.root.root, p); err == nil {
+			t.Mode = st.Mode & 0o7777
+		}
 	}
 	s.mounts = append(s.mounts, t)
-	return s.point(m.M.Target, true)
+	return s.point(m.M.Target, true, "")
 }
 
 // bind shows a part of a source. What the key did not see is hidden, and writes to a writable bind are thrown away: both by an overlay
@@ -288,7 +290,7 @@ func (s *step) bind(ctx context.Context, m mountArgs) error {
 	if err != nil {
 		return err
 	}
-	if err := s.point(m.M.Target, m.IsDir); err != nil {
+	if err := s.point(m.M.Target, m.IsDir, at); err != nil {
 		return err
 	}
 	s.mounts = append(s.mounts, sandbox.Mount{Type: "bind", Source: at, Target: m.M.Target, ReadOnly: m.M.ReadOnly, NoDev: true})
@@ -696,7 +698,7 @@ func (s *step) cache(ctx context.Context, m mountArgs) error {
 	if err := s.fillCache(ctx, d, m); err != nil {
 		return err
 	}
-	if err := s.point(m.M.Target, true); err != nil {
+	if err := s.point(m.M.Target, true, d.path); err != nil {
 		return err
 	}
 	s.mounts = append(s.mounts, sandbox.Mount{Type: "bind", Source: d.path, Target: m.M.Target, ReadOnly: m.M.ReadOnly, NoDev: true})

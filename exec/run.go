@@ -148,11 +148,10 @@ type step struct {
 	points []mountPoint
 	// parents are the directories that were made for the step, by number.
 	parents map[string]uint64
-	// over are the paths that the mounts so far cover, links resolved.
-	over   []string
-	caches map[string]*cacheDir
-	user   *user.ExecUser
-	undo   []func() error
+	over    []cover
+	caches  map[string]*cacheDir
+	user    *user.ExecUser
+	undo    []func() error
 }
 
 func (w *world) newStep(ctx context.Context, a runArgs, active *snapshot.Active) (*step, error) {
@@ -193,7 +192,7 @@ func (s *step) prepare(ctx context.Context, a runArgs) error {
 		return fmt.Errorf("make the working directory: %w", err)
 	}
 	for _, d := range []string{"/proc", "/sys", "/dev"} {
-		if err := s.point(d, true); err != nil {
+		if err := s.point(d, true, ""); err != nil {
 			return err
 		}
 	}
@@ -255,7 +254,7 @@ func (s *step) show(target string, data []byte, mode os.FileMode) error {
 	if err := os.Chmod(f, mode); err != nil {
 		return err
 	}
-	if err := s.point(target, false); err != nil {
+	if err := s.point(target, false, f); err != nil {
 		return err
 	}
 	s.mounts = append(s.mounts, sandbox.Mount{Type: "bind", Source: f, Target: target, ReadOnly: true})
@@ -398,21 +397,66 @@ type mountPoint struct {
 	atime, mtime unix.Timespec
 }
 
-// covered reports whether a path lies in one of the mounts so far: the root's own files do not show there.
-func (s *step) covered(p string) bool {
-	return slices.ContainsFunc(s.over, func(o string) bool { return p == o || strings.HasPrefix(p, o+"/") })
+// A cover is a path that a mount covers, links resolved, and what shows there: "" is nothing yet, or nothing with links.
+type cover struct{ at, source string }
+
+// covered returns the last of the mounts so far that a path lies in: the files of the root, and of earlier mounts, do not show there.
+func (s *step) covered(p string) (c cover, rel string, ok bool) {
+	for _, c := range slices.Backward(s.over) {
+		if rel, ok := relative(c.at, p); ok {
+			return c, rel, true
+		}
+	}
+	return cover{}, "", false
 }
 
-// point makes what is missing of a mount point and remembers it. In another mount the sandbox makes it.
-func (s *step) point(at string, isDir bool) error {
-	p, err := s.root.resolve(at)
-	if err != nil {
+// A stepView is what the step will see of links, in the root and in the mounts so far.
+type stepView struct {
+	emptySource
+	s *step
+}
+
+func (v stepView) lstat(p string) (e snapshot.Entry, ok bool, err error) {
+	dir, rel := v.s.root.root, p
+	if c, below, ok := v.s.covered(p); ok {
+		if c.source == "" {
+			return e, false, nil
+		}
+		if dir, err = os.OpenFile(c.source, unix.O_PATH|unix.O_CLOEXEC, 0); err != nil {
+			return e, false, err
+		}
+		defer dir.Close()
+		rel = below
+	}
+	st, err := statIn(dir, rel)
+	switch {
+	case errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR):
+		return e, false, nil
+	case err != nil:
+		return e, false, &os.PathError{Op: "lstat", Path: "/" + p, Err: err}
+	case st.Mode&unix.S_IFMT != unix.S_IFLNK:
+		return e, true, nil
+	}
+	e.Type = snapshot.Symlink
+	e.Link, err = readlinkIn(dir, rel)
+	return e, err == nil, err
+}
+
+// resolve returns a path with every link resolved as the step will see it. A link in a mount may well lead out of it.
+func (s *step) resolve(at string) (string, error) { return follow(stepView{s: s}, at) }
+
+// point makes what is missing of a mount point and remembers it. In another mount the sandbox makes it. source is what is shown there, as
+// a cover has it.
+func (s *step) point(at string, isDir bool, source string) error {
+	p, err := s.resolve(at)
+	if err != nil || p == "." {
 		return err
 	}
-	if p == "." || s.covered(p) {
+	_, _, covered := s.covered(p)
+	s.over = append(s.over, cover{p, source})
+	if covered {
 		return nil
 	}
-	s.over = append(s.over, p)
 	missing, err := s.missing(p)
 	if err != nil {
 		return err
