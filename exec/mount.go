@@ -533,6 +533,7 @@ func (s *step) copyFrom(ctx context.Context, m mountArgs, to string) (string, er
 		return "", err
 	}
 	defer t.close()
+	t.ctx = ctx
 	root := "."
 	if !m.IsDir {
 		root = "file"

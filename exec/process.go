@@ -204,7 +204,7 @@ func (x *Executor) setUp(ctx context.Context, p *process) error {
 	}
 	for name, c := range x.o.Contexts {
 		d := sharedDir{At: contextDir(name), Path: c.Path, ReadOnly: true}
-		f, err := x.shareContext(c, &d, m)
+		f, err := x.shareContext(ctx, c, &d, m)
 		if err != nil {
 			return fmt.Errorf("build context %s: %w", name, err)
 		}
@@ -247,7 +247,7 @@ func (x *Executor) share(d *sharedDir) (*os.File, error) {
 
 // shareContext opens a context. Root's is idmapped, so that container ids can read what the caller can (Linux 5.12); where the file system
 // cannot do that, it is copied.
-func (x *Executor) shareContext(c *Context, d *sharedDir, m userns.Mapping) (*os.File, error) {
+func (x *Executor) shareContext(ctx context.Context, c *Context, d *sharedDir, m userns.Mapping) (*os.File, error) {
 	f, err := x.share(d)
 	if err != nil || !d.Mount {
 		return f, err
@@ -261,7 +261,7 @@ func (x *Executor) shareContext(c *Context, d *sharedDir, m userns.Mapping) (*os
 		return nil, err
 	}
 	x.o.Note(c.Path + ": its file system has no id-mapped mounts; the context is copied for the build, which takes time and room")
-	if d.Path, err = x.copyContext(c, m); err != nil {
+	if d.Path, err = x.copyContext(ctx, c, m); err != nil {
 		return nil, err
 	}
 	if f, err = x.share(d); err != nil || !d.Mount {
@@ -316,7 +316,7 @@ func cloneMount(path string) (*os.File, error) {
 }
 
 // copyContext copies a context (less what is ignored) for the build's ids. Both processes compute the same digests from it.
-func (x *Executor) copyContext(c *Context, m userns.Mapping) (string, error) {
+func (x *Executor) copyContext(ctx context.Context, c *Context, m userns.Mapping) (string, error) {
 	dir, remove, err := TempDir(x.o.State, "context-")
 	if err != nil {
 		return "", err
@@ -327,6 +327,7 @@ func (x *Executor) copyContext(c *Context, m userns.Mapping) (string, error) {
 		return "", err
 	}
 	defer t.close()
+	t.ctx = ctx
 	t.chown, t.uid, t.gid = true, m.HostUID(), m.HostGID()
 	err = c.walk(".", func(e snapshot.Entry, con content) error {
 		if e.Path == "." {

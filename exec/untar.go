@@ -11,7 +11,10 @@ import (
 	"io/fs"
 	"os"
 	"path"
+	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"img/registry/image"
 )
@@ -111,13 +114,30 @@ func untarOne(root *os.Root, h *tar.Header, content io.Reader) error {
 			return err
 		}
 		_, err = io.Copy(f, content)
+		userXattrs(f, h)
 		return errors.Join(err, f.Close(), finish(root, h))
 	case tar.TypeSymlink:
 		return errors.Join(root.Symlink(h.Linkname, h.Name), linkTime(root, h))
 	case tar.TypeLink:
 		return root.Link(path.Clean("/" + h.Linkname)[1:], h.Name)
+	case tar.TypeFifo:
+		dir, err := root.Open(path.Dir(h.Name))
+		if err != nil {
+			return err
+		}
+		defer dir.Close()
+		return errors.Join(unix.Mknodat(int(dir.Fd()), path.Base(h.Name), unix.S_IFIFO|0o600, 0), finish(root, h))
 	}
-	return nil // devices and fifos are the image's business, not the caller's disk's
+	return nil // devices are the image's business, not the caller's disk's
+}
+
+// userXattrs sets the attributes that a user may set, where the file system can hold them.
+func userXattrs(f *os.File, h *tar.Header) {
+	for k, v := range h.PAXRecords {
+		if name, ok := strings.CutPrefix(k, "SCHILY.xattr."); ok && strings.HasPrefix(name, "user.") {
+			_ = unix.Fsetxattr(int(f.Fd()), name, []byte(v), 0)
+		}
+	}
 }
 
 // linkTime gives a link its time, which is in the layer of whoever copies it.

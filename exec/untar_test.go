@@ -123,7 +123,7 @@ func TestUntarNames(t *testing.T) {
 		{"a directory over a file", []string{"d", "d/", "d/a"}, "d/ d/a=d/a"},
 		{"twice", []string{"a", "./a"}, "a=./a"},
 		{"a link over a directory that waits for its mode", []string{"d/", "d -> ../outside"}, "d->../outside"},
-		{"devices are left out", []string{"c : 3", "b : 4", "f : 6", "a"}, "a=a"},
+		{"devices are left out, fifos are not", []string{"c : 3", "b : 4", "f : 6", "a"}, "a=a f|p---------"},
 		{"global header", []string{"pax_global_header : g", "a"}, "a=a"},
 		{"a file of that name stays", []string{"pax_global_header", "pax_global_header : g"}, "pax_global_header=pax_global_header"},
 		{"odd names", []string{"new\nline", "é", "lat\xe9"}, "lat\xe9=lat\xe9 new\nline=new\nline é=é"},
