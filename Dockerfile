@@ -19,15 +19,14 @@ RUN apt-get update && apt-get install -y --no-install-recommends \
     && rm -rf /var/lib/apt/lists/*
 WORKDIR /src
 ENV PATH=/usr/local/go/bin:/usr/bin:/bin:/usr/sbin:/sbin \
-    GOCACHE=/cache/build GOMODCACHE=/cache/modules GOFLAGS=-buildvcs=false GOTOOLCHAIN=local \
-    GOPROXY=file:///modules,https://proxy.golang.org,direct
+    GOCACHE=/cache/build GOMODCACHE=/cache/modules GOFLAGS=-buildvcs=false GOTOOLCHAIN=local
 ARG VERSION=dev
 ARG COMMIT=
 RUN --mount=type=bind,target=/src \
     --mount=type=bind,from=goroot,target=/usr/local/go \
     --mount=type=bind,from=modules,target=/modules \
     --mount=type=cache,target=/cache \
-    go build -trimpath -tags 'netgo osusergo seccomp' \
+    GOPROXY="file:///modules,$(go env GOPROXY)" go build -trimpath -tags 'netgo osusergo seccomp' \
     -ldflags "-s -w -linkmode external -extldflags -static -X main.version=${VERSION} -X main.commit=${COMMIT}" \
     -o /usr/local/bin/img ./cmd/img && /usr/local/bin/img version
 
