@@ -9,6 +9,7 @@ import (
 	"path"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -514,11 +515,15 @@ func readlinkFD(fd int, name, label string) (string, error) {
 
 // xattrsAt reads the extended attributes of a context file that a layer keeps: user.* and security.capability.
 func xattrsAt(dir *os.File, name string) ([]snapshot.Xattr, error) {
-	p := fmt.Sprintf("/proc/self/fd/%d/%s", dir.Fd(), name)
-	var buf [4096]byte
-	list, err := attribute(buf[:], func(b []byte) (int, error) { return unix.Llistxattr(p, b) })
-	if err != nil || len(list) == 0 {
+	p := "/proc/self/fd/" + strconv.Itoa(int(dir.Fd())) + "/" + name
+	// Most files have none, which the size alone says: this is asked of every file of a context.
+	if n, err := unix.Llistxattr(p, nil); err != nil || n == 0 {
 		return nil, nil // none, or a file system without
+	}
+	buf := make([]byte, 4096)
+	list, err := attribute(buf, func(b []byte) (int, error) { return unix.Llistxattr(p, b) })
+	if err != nil {
+		return nil, fmt.Errorf("build context: %w", &os.PathError{Op: "list attributes of", Path: path.Join(dir.Name(), name), Err: err})
 	}
 	var out []snapshot.Xattr
 	for n := range strings.SplitSeq(strings.TrimRight(string(list), "\x00"), "\x00") {
@@ -526,7 +531,7 @@ func xattrsAt(dir *os.File, name string) ([]snapshot.Xattr, error) {
 			strings.HasPrefix(n, "user.overlay.") || strings.HasPrefix(n, "user.img.") {
 			continue
 		}
-		v, err := attribute(buf[:], func(b []byte) (int, error) { return unix.Lgetxattr(p, n, b) })
+		v, err := attribute(buf, func(b []byte) (int, error) { return unix.Lgetxattr(p, n, b) })
 		if err != nil {
 			return nil, fmt.Errorf("build context: %w", &os.PathError{Op: "read attribute " + n + " of", Path: path.Join(dir.Name(), name), Err: err})
 		}
