@@ -38,8 +38,7 @@ type process struct {
 	once sync.Once
 }
 
-// setup is the first call: what the inner process's own file system consists of. Files, in order: the snapshot directory, the
-// cache mount directory, the contexts.
+// setup is the first call: what the inner process's own file system consists of.
 type setup struct {
 	Map    string
 	IDs    uint32
