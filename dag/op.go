@@ -115,26 +115,36 @@ type Source struct {
 // MainContext is the name of the build context among the named ones.
 const MainContext = "context"
 
-// Copy copies files into a root: COPY, and ADD of local files.
+// Copy copies files into a root: COPY and ADD.
 type Copy struct {
-	Base Ref    `json:"base"`
-	From Source `json:"from"`
-	// Paths are the sources as the Dockerfile gives them after expansion, patterns included; relative to From's root.
-	Paths []string `json:"paths,omitempty"`
-	// Files are heredocs: they become files next to the copied ones.
+	Base Ref `json:"base"`
+	// Sources are copied in their order; of two that have a file of one name, the later one stays.
+	Sources []CopySource `json:"sources,omitempty"`
+	// Files are heredocs: they become files next to the copied ones, and come last.
 	Files []InlineFile `json:"files,omitempty"`
 	// Dest is absolute. A trailing slash means a directory.
 	Dest string `json:"dest"`
 	// Chown is "user[:group]" as written, "" keeps the source's owner (0:0 for contexts).
 	Chown string `json:"chown,omitempty"`
 	// Chmod is octal or symbolic text, "" keeps the source's mode.
-	Chmod string `json:"chmod,omitempty"`
-	// Unpack extracts local archives, as ADD does.
-	Unpack  bool     `json:"unpack,omitempty"`
+	Chmod   string   `json:"chmod,omitempty"`
 	Exclude []string `json:"exclude,omitempty"`
 	Parents bool     `json:"parents,omitempty"`
 	// Link copies onto an empty layer: Base is not part of the key.
 	Link bool `json:"link,omitempty"`
+}
+
+// A CopySource is one place that a Copy takes files from.
+type CopySource struct {
+	From Source `json:"from"`
+	// Paths are the files as the Dockerfile gives them after expansion, patterns included; relative to From's root.
+	Paths []string `json:"paths"`
+	// Literal says that Paths are names, in which no character stands for others.
+	Literal bool `json:"literal,omitempty"`
+	// Unpack extracts archives, as ADD does with local ones.
+	Unpack bool `json:"unpack,omitempty"`
+	// Times says that the files' times count: what is copied differs when they do.
+	Times bool `json:"times,omitempty"`
 }
 
 // An InlineFile is a heredoc of COPY or ADD.

@@ -25,8 +25,13 @@ import (
 
 // copyPlan is what the first process finds out for a step's key and needs again to carry it out.
 type copyPlan struct {
-	matches []match
-	sum     string
+	sources []sourcePlan
+}
+
+// A sourcePlan is what one source names, and the digest of all of it.
+type sourcePlan struct {
+	Matches []match
+	Sum     string
 }
 
 func (x *Executor) copyKey(ctx context.Context, h *cache.Hash, op *dag.Copy, in []cache.Output) error {
@@ -34,7 +39,6 @@ func (x *Executor) copyKey(ctx context.Context, h *cache.Hash, op *dag.Copy, in 
 	h.Line("dest", op.Dest)
 	h.Line("chown", op.Chown)
 	h.Line("chmod", op.Chmod)
-	h.Line("unpack", op.Unpack)
 	h.Line("parents", op.Parents)
 	h.Line("link", op.Link)
 	h.Line("exclude", op.Exclude)
@@ -45,42 +49,56 @@ func (x *Executor) copyKey(ctx context.Context, h *cache.Hash, op *dag.Copy, in 
 	if err != nil {
 		return err
 	}
-	h.Line("sources", len(plan.matches), plan.sum)
+	for i, s := range plan.sources {
+		h.Line("source", op.Sources[i].Unpack, op.Sources[i].Literal, op.Sources[i].Times, len(s.Matches), s.Sum)
+	}
 	x.plans.Store(op, plan)
 	return nil
 }
 
 // planCopy finds what the sources name and computes the digest of all of it.
 func (x *Executor) planCopy(ctx context.Context, op *dag.Copy, in []cache.Output) (*copyPlan, error) {
-	src, release, err := x.source(ctx, op.From, in)
-	if err != nil {
-		return nil, err
-	}
-	defer release()
 	keep, err := newFilter(op.Exclude)
 	if err != nil {
 		return nil, fmt.Errorf("--exclude: %w", err)
 	}
 	p := &copyPlan{}
-	sum := newTreeSum()
-	for _, pattern := range op.Paths {
-		found, err := resolve(src, pattern, op.Parents)
+	for _, s := range op.Sources {
+		one, err := x.planSource(ctx, op, s, keep, in)
 		if err != nil {
 			return nil, err
+		}
+		p.sources = append(p.sources, one)
+	}
+	return p, nil
+}
+
+func (x *Executor) planSource(ctx context.Context, op *dag.Copy, from dag.CopySource, keep filter, in []cache.Output) (p sourcePlan, err error) {
+	src, release, err := x.source(ctx, from.From, in)
+	if err != nil {
+		return p, err
+	}
+	defer release()
+	sum := newTreeSum()
+	sum.times = from.Times
+	for _, pattern := range from.Paths {
+		found, err := resolve(src, pattern, op.Parents, from.Literal)
+		if err != nil {
+			return p, err
 		}
 		for _, m := range found {
 			before := sum.entries
 			if err := sumMatch(ctx, sum, src, m, keep); err != nil {
-				return nil, err
+				return p, err
 			}
 			if m.Must && sum.entries == before {
-				p := path.Join(m.Real, m.Include)
-				return nil, &NotFoundError{Path: p, Ignored: src.ignoredBy(p)}
+				gone := path.Join(m.Real, m.Include)
+				return p, &NotFoundError{Path: gone, Ignored: src.ignoredBy(gone)}
 			}
 		}
-		p.matches = append(p.matches, found...)
+		p.Matches = append(p.Matches, found...)
 	}
-	p.sum = sum.sum()
+	p.Sum = sum.sum()
 	return p, nil
 }
 
@@ -133,9 +151,8 @@ func (x *Executor) source(ctx context.Context, from dag.Source, in []cache.Outpu
 type copyArgs struct {
 	Op      *dag.Copy
 	Base    snapshot.Name
-	From    fromRef
-	Matches []match
-	Sum     string
+	From    []fromRef
+	Sources []sourcePlan
 }
 
 // copyReply answers it. Notes are for whoever reads the step's output.
@@ -190,12 +207,16 @@ func (x *Executor) copy(ctx context.Context, op *dag.Copy, in []cache.Output, lo
 	if err := x.materialize(ctx, base); err != nil {
 		return "", err
 	}
-	from, err := x.fromRef(ctx, op.From, in)
-	if err != nil {
-		return "", err
+	args := copyArgs{Op: op, Base: base, Sources: plan.sources}
+	for _, s := range op.Sources {
+		from, err := x.fromRef(ctx, s.From, in)
+		if err != nil {
+			return "", err
+		}
+		args.From = append(args.From, from)
 	}
 	var r copyReply
-	err = x.call(ctx, "copy", gobbed[copyArgs]{copyArgs{op, base, from, plan.matches, plan.sum}}, &r)
+	err := x.call(ctx, "copy", gobbed[copyArgs]{args}, &r)
 	for _, n := range r.Notes {
 		fmt.Fprintln(log, "warning:", n)
 	}
@@ -245,23 +266,15 @@ func (w *world) copy(ctx context.Context, g gobbed[copyArgs], _ []*os.File) (cop
 		return copyReply{}, err
 	}
 	defer active.Discard()
-	src, release, err := w.openFrom(ctx, a.From)
-	if err != nil {
-		return copyReply{}, err
-	}
-	defer release()
 	t, err := newTarget(active.Root(), w.setup.IDs)
 	if err != nil {
 		return copyReply{}, err
 	}
 	defer t.close()
 	t.ctx = ctx
-	c := &copier{t: t, op: a.Op, src: src, sum: newTreeSum(), w: w}
-	if err := c.all(ctx, a.Matches); err != nil {
+	c := &copier{t: t, op: a.Op, w: w}
+	if err := c.all(ctx, a.From, a.Sources); err != nil {
 		return copyReply{}, err
-	}
-	if got := c.sum.sum(); got != a.Sum {
-		return copyReply{}, &changedError{"a source file of this step"}
 	}
 	if err := t.setTimes(); err != nil {
 		return copyReply{}, err
@@ -286,14 +299,16 @@ type copier struct {
 	w    *world
 	t    *target
 	op   *dag.Copy
-	src  source
-	sum  *treeSum
 	keep filter
+	// src is the source being copied, as from describes it; sum is the digest of what was taken from it.
+	src  source
+	from dag.CopySource
+	sum  *treeSum
 	// unpacked says that an archive was extracted: its times count.
 	unpacked bool
 }
 
-func (c *copier) all(ctx context.Context, matches []match) error {
+func (c *copier) all(ctx context.Context, from []fromRef, sources []sourcePlan) error {
 	var err error
 	if c.keep, err = newFilter(c.op.Exclude); err != nil {
 		return err
@@ -307,12 +322,38 @@ func (c *copier) all(ctx context.Context, matches []match) error {
 	if c.t.mode, err = parseMode(c.op.Chmod); err != nil {
 		return err
 	}
-	for _, m := range matches {
+	for i, s := range sources {
+		c.from = c.op.Sources[i]
+		if err := c.source(ctx, from[i], s); err != nil {
+			return err
+		}
+	}
+	return c.files()
+}
+
+// source copies what one source has. It must be what the key was computed from.
+func (c *copier) source(ctx context.Context, from fromRef, plan sourcePlan) error {
+	src, release, err := c.w.openFrom(ctx, from)
+	if err != nil {
+		return err
+	}
+	defer release()
+	c.src, c.sum = src, newTreeSum()
+	c.sum.times = c.from.Times
+	for _, m := range plan.Matches {
 		c.sum.match(m)
 		if err := c.one(ctx, m); err != nil {
 			return err
 		}
 	}
+	if c.sum.sum() != plan.Sum {
+		return &changedError{"a source file of this step"}
+	}
+	return nil
+}
+
+// files makes the heredocs' files.
+func (c *copier) files() error {
 	for _, f := range c.op.Files {
 		dst, err := c.fileDest(f.Name)
 		if err != nil {
@@ -330,7 +371,7 @@ func (c *copier) one(ctx context.Context, m match) error {
 	switch {
 	case m.Type == snapshot.Dir:
 		return c.dir(ctx, m)
-	case c.op.Unpack && m.Type == snapshot.File:
+	case c.from.Unpack && m.Type == snapshot.File:
 		done, err := c.unpack(ctx, m)
 		if done || err != nil {
 			return err

@@ -80,8 +80,8 @@ func samples() map[string]dag.Op {
 		"run, secret": run(dag.Mount{Type: dag.MountSecret, Target: "/t", ID: "i", Required: true, Env: "E", Mode: number32(7), UID: number32(8),
 			GID: number32(9)}),
 		"run, ssh": run(dag.Mount{Type: dag.MountSSH, Target: "/t", ID: "i", Required: true, Mode: number32(7), UID: number32(8), GID: number32(9)}),
-		"copy": &dag.Copy{Base: 0, From: dag.Source{Context: "context", Input: dag.Scratch}, Paths: []string{"a", "dir"},
-			Files: []dag.InlineFile{{Name: "f", Data: []byte("x")}}, Dest: "/d", Chown: "1:2", Chmod: "755", Unpack: true, Exclude: []string{"q"}, Link: false},
+		"copy": &dag.Copy{Base: 0, Sources: []dag.CopySource{{From: dag.Source{Context: "context", Input: dag.Scratch}, Paths: []string{"a", "dir"}, Unpack: true}},
+			Files: []dag.InlineFile{{Name: "f", Data: []byte("x")}}, Dest: "/d", Chown: "1:2", Chmod: "755", Exclude: []string{"q"}, Link: false},
 		"mkdir": &dag.Mkdir{Base: 0, Path: "/p", User: "u"},
 		"pack":  &dag.Pack{Of: 0, Compression: dag.Gzip, Docker: true, Epoch: number64(1), FromContext: true},
 		"manifest": &dag.Manifest{Config: []byte("{}"), BaseHistory: 1, BaseLayers: []dag.Layer{{DiffID: "d", Digest: "g", Size: 1, MediaType: "m",
@@ -132,8 +132,8 @@ func sample(name, path string) dag.Op {
 	op := samples()[name]
 	if strings.HasSuffix(path, "From.Input") {
 		from := reflect.ValueOf(op).Elem()
-		if strings.HasPrefix(path, "Mounts.") {
-			from = from.FieldByName("Mounts").Index(0)
+		if list, _, ok := strings.Cut(path, "."); ok && list != "From" {
+			from = from.FieldByName(list).Index(0)
 		}
 		from.FieldByName("From").Set(reflect.ValueOf(dag.Source{Input: 0}))
 	}

@@ -130,13 +130,16 @@ func hasMeta(s string) bool {
 
 // resolve finds what a source path or pattern names. A literal path that names nothing is an error, a pattern without match is
 // not (BuildKit copies nothing), a match that is a link to nothing is one again.
-func resolve(s source, pattern string, parents bool) ([]match, error) {
+func resolve(s source, pattern string, parents, literal bool) ([]match, error) {
 	if parents {
 		return resolveParents(s, pattern)
 	}
-	paths, err := expand(s, split(path.Clean("/"+pattern)))
-	if err != nil {
-		return nil, err
+	paths := []string{strings.TrimPrefix(path.Clean("/"+pattern), "/")}
+	if !literal {
+		var err error
+		if paths, err = expand(s, split(path.Clean("/"+pattern))); err != nil {
+			return nil, err
+		}
 	}
 	var out []match
 	for _, p := range paths {
@@ -160,7 +163,7 @@ func resolveParents(s source, pattern string) ([]match, error) {
 		pivot, below = "/", pattern
 	}
 	below = strings.TrimPrefix(path.Clean("/"+below), "/")
-	out, err := resolve(s, pivot, false)
+	out, err := resolve(s, pivot, false, false)
 	for i := range out {
 		out[i].Include, out[i].Must = below, below != "" && !hasMeta(pattern)
 	}
@@ -399,11 +402,12 @@ func (v *visiting) firstName(rel, leader string) (string, error) {
 }
 
 // A treeSum is the digest of what a step takes from a source: per entry relative path, type, mode, owner, device, link, hard-link
-// group, xattrs and content; modification times never count. Both processes compute it, the first for the key, the inner one
+// group, xattrs and content; modification times do not count, unless the source says so. Both processes compute it, the first for the key, the inner one
 // while it copies, so that a file which changed in between is noticed.
 type treeSum struct {
 	h       hash.Hash
 	entries int
+	times   bool
 }
 
 func newTreeSum() *treeSum { return &treeSum{h: sha256.New()} }
@@ -431,6 +435,9 @@ func (t *treeSum) entry(i item, digest string) {
 	}
 	b = append(b, ' ')
 	b = append(b, digest...)
+	if t.times {
+		b = fmt.Appendf(b, " %d", e.MTime)
+	}
 	b = append(b, '\n')
 	t.h.Write(b)
 }

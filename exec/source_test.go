@@ -118,7 +118,8 @@ func treeOf(t *testing.T, entries []snapshot.Entry) *snapshot.Tree {
 }
 
 func copyOp(paths ...string) *dag.Copy {
-	return &dag.Copy{Base: dag.Scratch, From: dag.Source{Context: dag.MainContext, Input: dag.Scratch}, Paths: paths, Dest: "/"}
+	from := dag.Source{Context: dag.MainContext, Input: dag.Scratch}
+	return &dag.Copy{Base: dag.Scratch, Sources: []dag.CopySource{{From: from, Paths: paths}}, Dest: "/"}
 }
 
 var epoch = time.Unix(1e9, 0)
@@ -238,7 +239,7 @@ func TestResolve(t *testing.T) {
 	}
 	for _, tc := range cases {
 		t.Run(tc.pattern, func(t *testing.T) {
-			found, err := resolve(c, tc.pattern, false)
+			found, err := resolve(c, tc.pattern, false, false)
 			got := matches(found)
 			if err != nil {
 				got = err.Error()
@@ -272,7 +273,7 @@ func list(s source, pattern string, parents bool, exclude ...string) string {
 	if err != nil {
 		return err.Error()
 	}
-	found, err := resolve(s, pattern, parents)
+	found, err := resolve(s, pattern, parents, false)
 	var out []string
 	for _, m := range found {
 		if err == nil {
@@ -641,7 +642,7 @@ func TestTreeSum(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		return p.sum
+		return p.sources[0].Sum
 	}
 	const tree = "d/a\nd/b\nd/sub/c\nd/h = d/a\nd/l -> a\nd/p | fifo"
 	base := sum(t, makeTree(t, tree))

@@ -14,12 +14,15 @@ import (
 	"img/dag"
 )
 
+// mainContext is the build context as a source.
+var mainContext = dag.Source{Context: dag.MainContext, Input: dag.Scratch}
+
 func (l *lowering) copy(s *stage, c command, i *instructions.CopyCommand) error {
 	v := &dag.Vertex{}
 	in := inputs{v}
-	op := &dag.Copy{Base: in.ref(s.files), From: dag.Source{Context: dag.MainContext, Input: dag.Scratch}, Chown: i.Chown, Chmod: i.Chmod,
-		Exclude: i.ExcludePatterns, Parents: i.Parents, Link: i.Link}
+	op := &dag.Copy{Base: in.ref(s.files), Chown: i.Chown, Chmod: i.Chmod, Exclude: i.ExcludePatterns, Parents: i.Parents, Link: i.Link}
 	v.Op = op
+	local := mainContext
 	if len(c.from) > 0 {
 		from := c.from[0]
 		if from.stage != nil && !from.stage.lowered {
@@ -27,7 +30,7 @@ func (l *lowering) copy(s *stage, c command, i *instructions.CopyCommand) error 
 				Err: fmt.Errorf("cannot copy from stage %q, it needs to be defined before current stage %q", i.From, s.label())}
 		}
 		var err error
-		if op.From, err = l.source(s, from, &c, in); err != nil {
+		if local, err = l.source(s, from, &c, in); err != nil {
 			return err
 		}
 	}
@@ -39,20 +42,22 @@ func (l *lowering) copy(s *stage, c command, i *instructions.CopyCommand) error 
 			return errors.New("source can't be a URL for COPY")
 		}
 	}
+	if len(i.SourcePaths) > 0 {
+		op.Sources = []dag.CopySource{{From: local, Paths: i.SourcePaths}}
+	}
 	return l.files(s, c, v, op, i.SourcesAndDest, "COPY", i.String())
 }
 
 func (l *lowering) add(s *stage, c command, i *instructions.AddCommand) error {
 	v := &dag.Vertex{}
 	in := inputs{v}
-	op := &dag.Copy{Base: in.ref(s.files), From: dag.Source{Context: dag.MainContext, Input: dag.Scratch}, Chown: i.Chown, Chmod: i.Chmod,
-		Exclude: i.ExcludePatterns, Link: i.Link, Unpack: true}
+	op := &dag.Copy{Base: in.ref(s.files), Chown: i.Chown, Chmod: i.Chmod, Exclude: i.ExcludePatterns, Link: i.Link}
 	v.Op = op
-	if i.Unpack != nil {
-		op.Unpack = *i.Unpack
-	}
 	if err := l.remote(c, i); err != nil {
 		return err
+	}
+	if len(i.SourcePaths) > 0 {
+		op.Sources = []dag.CopySource{{From: mainContext, Paths: i.SourcePaths, Unpack: i.Unpack == nil || *i.Unpack}}
 	}
 	return l.files(s, c, v, op, i.SourcesAndDest, "ADD", i.String())
 }
@@ -84,7 +89,6 @@ func (l *lowering) files(s *stage, c command, v *dag.Vertex, op *dag.Copy, paths
 	if err := checkMode(op.Chmod); err != nil {
 		return err
 	}
-	op.Paths = paths.SourcePaths
 	op.Dest = joinDest(s.config.WorkingDir, paths.DestPath)
 	for _, h := range paths.SourceContents {
 		if err := fileName(h.Path); err != nil {
@@ -92,11 +96,10 @@ func (l *lowering) files(s *stage, c command, v *dag.Vertex, op *dag.Copy, paths
 		}
 		op.Files = append(op.Files, dag.InlineFile{Name: h.Path, Data: []byte(h.Data)})
 	}
-	if len(op.Paths) == 0 {
-		op.From, op.Unpack = dag.Source{Input: dag.Scratch}, false // heredocs alone: nothing is read
+	if len(op.Sources) == 0 { // heredocs alone: nothing is read
 		v.Inputs = v.Inputs[:min(len(v.Inputs), int(op.Base)+1)]
 	}
-	l.copyTraps(s, c, op, keyword)
+	l.copyTraps(s, c, op, paths.SourcePaths, keyword)
 	if op.Chmod != "" {
 		op.Link = false // as BuildKit does
 	}
@@ -125,18 +128,18 @@ func copyText(keyword string, op *dag.Copy, paths instructions.SourcesAndDest) s
 }
 
 // copyTraps warns of what BuildKit does without a word.
-func (l *lowering) copyTraps(s *stage, c command, op *dag.Copy, keyword string) {
+func (l *lowering) copyTraps(s *stage, c command, op *dag.Copy, paths []string, keyword string) {
 	pos := l.f.at(c.Location())
 	if op.Link && op.Chmod != "" {
 		l.warn(s.lint, ruleLinkIgnored, pos, keyword+" --link has no effect together with --chmod")
 	}
-	for _, src := range op.Paths {
+	for _, src := range paths {
 		if name := lookAlike(src); name != "" {
 			l.warn(s.lint, ruleLookAlikeDash, pos, fmt.Sprintf("The source %q begins with an %s, not with the -- of an option", src, name))
 		}
 	}
-	pattern := len(op.Paths) == 1 && strings.ContainsAny(op.Paths[0], "*?[")
-	if several := len(op.Paths)+len(op.Files) > 1; (several || pattern) && !strings.HasSuffix(op.Dest, "/") && !op.Parents {
+	pattern := len(paths) == 1 && strings.ContainsAny(paths[0], "*?[")
+	if several := len(paths)+len(op.Files) > 1; (several || pattern) && !strings.HasSuffix(op.Dest, "/") && !op.Parents {
 		l.warn(s.lint, ruleDestinationNoSlash, pos, fmt.Sprintf(
 			"Several files may be copied to %q, which does not end in a slash: if it is no directory yet, they overwrite each other", op.Dest))
 	}

@@ -163,7 +163,8 @@ func (l *lowering) root(s *stage, x outside, c *command) (*root, error) {
 	v := &dag.Vertex{Pos: ref.Pos, Name: "FROM " + x.ref, Stage: s.label(), Platform: ref.Platform}
 	r := &root{files: dag.Empty}
 	if x.local != "" {
-		v.Op = &dag.Copy{Base: dag.Scratch, From: dag.Source{Context: x.local, Input: dag.Scratch}, Paths: []string{"."}, Dest: "/"}
+		from := dag.Source{Context: x.local, Input: dag.Scratch}
+		v.Op = &dag.Copy{Base: dag.Scratch, Sources: []dag.CopySource{{From: from, Paths: []string{"."}}}, Dest: "/"}
 		r.files = l.graph.Add(v)
 		l.roots[key] = r
 		return r, nil
@@ -350,13 +351,18 @@ func (l *lowering) manifest(t *stage, config []byte) dag.ID {
 		if l.o.RewriteTimes {
 			pack.Epoch = l.epoch
 			if c, ok := of.Op.(*dag.Copy); ok {
-				pack.FromContext = c.From.Context != ""
+				pack.FromContext = l.fromContext(c)
 			}
 		}
 		id := l.graph.Add(&dag.Vertex{Op: pack, Inputs: []dag.ID{step}, Pos: of.Pos, Name: "layer of " + of.Name, Stage: of.Stage, Platform: of.Platform})
 		op.Packs = append(op.Packs, in.ref(id))
 	}
 	return l.graph.Add(m)
+}
+
+// fromContext reports whether a step takes all its files from build contexts, as far as it takes any but heredocs.
+func (l *lowering) fromContext(op *dag.Copy) bool {
+	return len(op.Sources) > 0 && !slices.ContainsFunc(op.Sources, func(s dag.CopySource) bool { return s.From.Context == "" })
 }
 
 // inputs adds to the inputs of a vertex.

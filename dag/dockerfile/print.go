@@ -90,8 +90,15 @@ func details(op dag.Op) []string {
 		}
 		return f
 	case *dag.Copy:
-		f := fields("from", sourceName(op.From), "paths", op.Paths, "dest", op.Dest, "chown", op.Chown, "chmod", op.Chmod,
-			"unpack", op.Unpack, "exclude", op.Exclude, "parents", op.Parents, "link", op.Link)
+		var f []string
+		for _, s := range op.Sources {
+			d := copySourceDetails(s)
+			if len(op.Sources) > 1 {
+				d = []string{"source=(" + strings.Join(d, " ") + ")"}
+			}
+			f = append(f, d...)
+		}
+		f = append(f, fields("dest", op.Dest, "chown", op.Chown, "chmod", op.Chmod, "exclude", op.Exclude, "parents", op.Parents, "link", op.Link)...)
 		for _, h := range op.Files {
 			f = append(f, fmt.Sprintf("file=%s:%q", h.Name, h.Data))
 		}
@@ -104,6 +111,10 @@ func details(op dag.Op) []string {
 		return fields("base-layers", len(op.BaseLayers), "packs", len(op.Packs), "docker", op.Docker, "epoch", op.Epoch)
 	}
 	return nil
+}
+
+func copySourceDetails(s dag.CopySource) []string {
+	return fields("from", sourceName(s.From), "paths", s.Paths, "literal", s.Literal, "unpack", s.Unpack, "times", s.Times)
 }
 
 func mountDetails(m dag.Mount) []string {
