@@ -1,17 +1,14 @@
 package main
 
 import (
-	"archive/tar"
-	"context"
 	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
+	"maps"
 	"net"
 	"os"
 	"os/exec"
-	"path"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -79,11 +76,7 @@ func scriptCode(ts *testscript.TestScript, neg bool, args []string) {
 
 // scriptImage finds an image in the script's state.
 func scriptImage(ts *testscript.TestScript, name string) (*layout.Store, *image.Image) {
-	s, err := layout.OpenReadOnly(filepath.Join(ts.Getenv("IMG_STATE"), "registry"))
-	ts.Check(err)
-	d, _, err := findImage(context.Background(), s, name)
-	ts.Check(err)
-	i, err := image.Load(context.Background(), s, d, image.HostPlatform())
+	s, i, err := stateImage(ts.Getenv("IMG_STATE"), name)
 	ts.Check(err)
 	return s, i
 }
@@ -91,82 +84,15 @@ func scriptImage(ts *testscript.TestScript, name string) (*layout.Store, *image.
 func scriptTree(ts *testscript.TestScript, neg bool, args []string) {
 	times := args[0] == "-t"
 	s, i := scriptImage(ts, args[len(args)-1])
-	files := map[string]string{}
-	for _, l := range i.Layers {
-		blob, err := s.Fetch(context.Background(), l.Descriptor)
-		ts.Check(err)
-		plain, err := image.Decompress(blob, string(l.Descriptor.MediaType))
-		ts.Check(err)
-		ts.Check(mergeLayer(files, plain, times))
-		plain.Close()
-		blob.Close()
-	}
-	names := make([]string, 0, len(files))
-	for n := range files {
-		names = append(names, n)
-	}
-	slices.Sort(names)
-	for _, n := range names {
-		fmt.Fprintln(ts.Stdout(), files[n])
-	}
-}
-
-// mergeLayer applies a layer to a listing, by the letter of image-spec's layer.md.
-func mergeLayer(files map[string]string, r io.Reader, times bool) error {
-	here := map[string]bool{} // a whiteout hides lower layers alone
-	for t := tar.NewReader(r); ; {
-		h, err := t.Next()
-		if err == io.EOF {
-			return nil
+	files, err := mergedFiles(s, i.Layers)
+	ts.Check(err)
+	for _, n := range slices.Sorted(maps.Keys(files)) {
+		line := files[n].String()
+		if times {
+			line = fmt.Sprintf("%d %s", files[n].h.ModTime.Unix(), line)
 		}
-		if err != nil {
-			return err
-		}
-		name := path.Clean("/" + h.Name)
-		dir, base := path.Split(name)
-		hidden, white := strings.CutPrefix(base, ".wh.")
-		switch {
-		case base == ".wh..wh..opq":
-			hide(files, here, path.Clean(dir), false)
-		case white:
-			hide(files, here, dir+hidden, true)
-		default:
-			if h.Typeflag != tar.TypeDir {
-				hide(files, here, name, false)
-			}
-			files[name], here[name] = listing(name, h, times), true
-		}
+		fmt.Fprintln(ts.Stdout(), line)
 	}
-}
-
-func hide(files map[string]string, here map[string]bool, name string, itself bool) {
-	for f := range files {
-		if !here[f] && (itself && f == name || strings.HasPrefix(f, strings.TrimSuffix(name, "/")+"/")) {
-			delete(files, f)
-		}
-	}
-}
-
-var typeLetters = map[byte]string{
-	tar.TypeReg: "f", tar.TypeDir: "d", tar.TypeSymlink: "l", tar.TypeLink: "h", tar.TypeChar: "c", tar.TypeBlock: "b", tar.TypeFifo: "p",
-}
-
-func listing(name string, h *tar.Header, times bool) string {
-	line := fmt.Sprintf("%s %04o %d:%d %d %s", typeLetters[h.Typeflag], h.Mode&0o7777, h.Uid, h.Gid, h.Size, name)
-	if times {
-		line = fmt.Sprintf("%d %s", h.ModTime.Unix(), line)
-	}
-	if h.Linkname != "" {
-		line += " -> " + h.Linkname
-	}
-	var attrs []string
-	for k, v := range h.PAXRecords {
-		if attr, ok := strings.CutPrefix(k, "SCHILY.xattr."); ok {
-			attrs = append(attrs, fmt.Sprintf(" %s=%x", attr, v))
-		}
-	}
-	slices.Sort(attrs)
-	return line + strings.Join(attrs, "")
 }
 
 func scriptConfig(ts *testscript.TestScript, neg bool, args []string) {

@@ -59,17 +59,46 @@ func TestScript(t *testing.T) {
 
 // A world is what all scripts of a run share.
 type world struct {
-	bin      string // directory with img and tool
-	busybox  string // root file system with busybox and tool, tar
-	shared   string
-	cache    string
-	source   string // the repository
-	backend  string
-	facts    []string // what is true: root, subids …
-	fixtures sync.Mutex
+	bin     string // directory with img and tool
+	busybox string // root file system with busybox and tool, tar
+	shared  string
+	// ownShared says that shared is gone after the tests.
+	ownShared bool
+	cache     string
+	source    string // the repository
+	backend   string
+	facts     []string // what is true: root, subids …
+	fixtures  sync.Mutex
+}
+
+// theWorld is made once: linking the programs takes seconds.
+var theWorld struct {
+	sync.Mutex
+	w *world
+}
+
+func TestMain(m *testing.M) {
+	code := m.Run()
+	if w := theWorld.w; w != nil {
+		os.RemoveAll(w.bin)
+		if w.ownShared {
+			os.RemoveAll(w.shared)
+		}
+	}
+	os.Exit(code)
 }
 
 func newWorld(t *testing.T) *world {
+	t.Helper()
+	theWorld.Lock()
+	defer theWorld.Unlock()
+	if theWorld.w == nil {
+		theWorld.w = makeWorld(t)
+	}
+	return theWorld.w
+}
+
+func makeWorld(t *testing.T) *world {
 	t.Helper()
 	source, err := filepath.Abs("../..")
 	if err != nil {
@@ -80,7 +109,7 @@ func newWorld(t *testing.T) *world {
 		backend: os.Getenv("IMG_TEST_BACKEND"),
 	}
 	if w.shared == "" {
-		w.shared = t.TempDir()
+		w.shared, w.ownShared = openDir(t), true
 	}
 	if w.cache == "" {
 		dir, err := os.UserCacheDir()
@@ -101,11 +130,14 @@ func newWorld(t *testing.T) *world {
 	return w
 }
 
-// openDir makes a temporary directory that other users can look into: some scripts change theirs.
+// openDir makes a temporary directory that other users can look into: some scripts change theirs. It stays until TestMain ends.
 func openDir(t *testing.T) string {
 	t.Helper()
-	dir := t.TempDir()
-	if err := os.Chmod(filepath.Dir(dir), 0o755); err != nil {
+	dir, err := os.MkdirTemp("", "img-test-")
+	if err == nil {
+		err = os.Chmod(dir, 0o755)
+	}
+	if err != nil {
 		t.Fatal(err)
 	}
 	return dir
@@ -250,14 +282,22 @@ func (w *world) tidy(env *testscript.Env, side string) {
 }
 
 func (w *world) remove(env *testscript.Env, side string) {
+	if err := w.removeSide(side); err != nil {
+		env.T().Log(err.Error())
+	}
+}
+
+// removeSide deletes a directory with a state.
+func (w *world) removeSide(side string) error {
 	cmd := exec.Command(filepath.Join(w.bin, "img"), "unshare", "--", "rm", "-rf", side)
 	if slices.Contains(w.facts, "root") {
 		cmd = exec.Command("rm", "-rf", side)
 	}
 	cmd.Env = os.Environ()
 	if text, err := cmd.CombinedOutput(); err != nil {
-		env.T().Log(fmt.Sprintf("remove %s: %v\n%s", side, err, text))
+		return fmt.Errorf("remove %s: %w\n%s", side, err, text)
 	}
+	return nil
 }
 
 // leftovers are the processes that know a script's state, and the mounts below its directories.

@@ -4,6 +4,7 @@ package main
 
 import (
 	"fmt"
+	"net"
 	"os"
 	"strconv"
 	"strings"
@@ -13,6 +14,7 @@ import (
 var tools = map[string]func(args []string) error{
 	"layers":  layers,
 	"odd":     odd,
+	"socket":  socket,
 	"overlap": overlap,
 	"stamp":   stamp,
 	"tar":     writeTar,
@@ -31,6 +33,16 @@ func main() {
 		fmt.Fprintf(os.Stderr, "tool %s: %v\n", os.Args[1], err)
 		os.Exit(1)
 	}
+}
+
+// socket PATH: leaves a socket there.
+func socket(args []string) error {
+	l, err := net.Listen("unix", args[0])
+	if err != nil {
+		return err
+	}
+	l.(*net.UnixListener).SetUnlinkOnClose(false)
+	return l.Close()
 }
 
 // stamp FILE MILLISECONDS: sleeps and writes "START END", nanoseconds since 1970.

@@ -16,7 +16,12 @@ import (
 //
 //	TYPE MODE UID:GID MTIME NAME [CONTENT or LINK]
 //
-// with TYPE one of f (file), d, l (symbolic link), h (hard link), p (fifo); CONTENT is a Go string, or @FILE.
+// with TYPE one of f (file), d, l (symbolic link), h (hard link), p (fifo), c and b (devices, CONTENT is MAJOR:MINOR); CONTENT of a file is a
+// Go string, or @FILE. A line
+//
+//	x NAME VALUE
+//
+// gives the next entry an extended attribute; VALUE is a Go string.
 func writeTar([]string) error {
 	text, err := io.ReadAll(os.Stdin)
 	if err != nil {
@@ -30,20 +35,35 @@ func writeTar([]string) error {
 	return err
 }
 
-var kinds = map[string]byte{"f": tar.TypeReg, "d": tar.TypeDir, "l": tar.TypeSymlink, "h": tar.TypeLink, "p": tar.TypeFifo}
+var kinds = map[string]byte{"f": tar.TypeReg, "d": tar.TypeDir, "l": tar.TypeSymlink, "h": tar.TypeLink, "p": tar.TypeFifo,
+	"c": tar.TypeChar, "b": tar.TypeBlock}
 
 func tarOf(listing string) ([]byte, error) {
 	var out bytes.Buffer
 	w := tar.NewWriter(&out)
+	var attrs map[string]string // of the next entry
 	lines := bufio.NewScanner(strings.NewReader(listing))
 	for lines.Scan() {
 		if strings.TrimSpace(lines.Text()) == "" {
+			continue
+		}
+		if attr, ok := strings.CutPrefix(lines.Text(), "x "); ok {
+			name, quoted, _ := strings.Cut(attr, " ")
+			value, err := strconv.Unquote(quoted)
+			if err != nil {
+				return nil, fmt.Errorf("%q: %w", lines.Text(), err)
+			}
+			if attrs == nil {
+				attrs = map[string]string{}
+			}
+			attrs["SCHILY.xattr."+name] = value
 			continue
 		}
 		h, content, err := entry(lines.Text())
 		if err != nil {
 			return nil, fmt.Errorf("%q: %w", lines.Text(), err)
 		}
+		h.PAXRecords, attrs = attrs, nil
 		h.Size = int64(len(content))
 		if err := w.WriteHeader(h); err != nil {
 			return nil, fmt.Errorf("%q: %w", lines.Text(), err)
@@ -79,6 +99,9 @@ func entry(line string) (*tar.Header, []byte, error) {
 		return h, nil, nil
 	}
 	switch {
+	case h.Typeflag == tar.TypeChar || h.Typeflag == tar.TypeBlock:
+		_, err := fmt.Sscanf(f[5], "%d:%d", &h.Devmajor, &h.Devminor)
+		return h, nil, err
 	case h.Typeflag != tar.TypeReg:
 		h.Linkname = f[5]
 		return h, nil, nil
