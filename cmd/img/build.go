@@ -328,7 +328,7 @@ func (b *build) baseHint(ref dockerfile.BaseRef, err error) string {
 func (b *build) options() dockerfile.Options {
 	o := dockerfile.Options{
 		Target: b.c.Target, BuildArgs: b.r.BuildArgs, Labels: b.r.Labels,
-		Platform: b.r.Platform, BuildPlatform: b.r.Platform,
+		Platform: b.r.Platform, BuildPlatform: b.r.Platform, PlatformImplied: len(b.c.Platform) == 0,
 		Contexts: map[string]dockerfile.Context{}, ProxyArgs: proxies(b.g.getenv),
 		NoCache: b.c.NoCache, NoCacheStages: b.r.NoCacheStage,
 		Network: b.r.Network, Hosts: b.r.Hosts, Insecure: b.r.Insecurely,

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"strconv"
 	"strings"
 
 	"github.com/containerd/platforms"
@@ -161,40 +160,13 @@ func (b *build) globalArgs(cmds []instructions.ArgCommand, args map[string]strin
 	return e, nil
 }
 
-// resolveEpoch finds the time of the build: the option, else SOURCE_DATE_EPOCH as build argument or global ARG.
-// A local context has no time of its own, so naming one unsets it.
-func (b *build) resolveEpoch() error {
-	const name = "SOURCE_DATE_EPOCH"
-	value, isArg := b.args[name]
-	global, isGlobal := b.global.Get(name)
-	if !isArg {
-		value = global
-	}
-	b.epoch = b.o.Epoch
-	if n, err := strconv.ParseInt(value, 10, 64); err == nil && b.epoch == nil {
-		b.epoch = &n
-	} else if c, ok := b.context(value); b.epoch == nil && value != "" && value != dag.MainContext && !(ok && c.Local) {
-		return b.f.fail(dag.Pos{}, fmt.Errorf("invalid %s %q: want seconds, or the name of a context", name, value))
-	}
-	if b.epoch == nil {
-		delete(b.args, name)
-		b.global.unset(name)
-		return nil
-	}
-	b.args[name] = strconv.FormatInt(*b.epoch, 10)
-	if isGlobal {
-		b.global.set(name, b.args[name])
-	}
-	return nil
-}
-
 // undeclared warns of build arguments that no ARG asks for: BuildKit ignores them, so a typing error goes unseen.
 func (b *build) undeclared(declared map[string]bool) {
 	predefined := b.platformArgs()
 	names := slices.Sorted(maps.Keys(declared))
 	for _, key := range slices.Sorted(maps.Keys(b.o.BuildArgs)) {
 		_, platform := predefined.Get(key)
-		if declared[key] || platform || key == "SOURCE_DATE_EPOCH" || strings.HasPrefix(key, behaviourArgs) ||
+		if declared[key] || platform || key == epochName || strings.HasPrefix(key, behaviourArgs) ||
 			slices.ContainsFunc(proxyNames, func(p string) bool { return strings.EqualFold(p, key) }) {
 			continue
 		}

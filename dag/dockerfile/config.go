@@ -74,9 +74,13 @@ func (c runConfig) clone() runConfig {
 }
 
 // withShell is a shell form's argument vector.
-func (c runConfig) withShell(args []string) []string {
+func (c runConfig) withShell(os string, args []string) []string {
 	shell := c.Shell
-	if len(shell) == 0 {
+	switch {
+	case len(shell) > 0:
+	case os == windows:
+		shell = []string{"cmd", "/S", "/C"}
+	default:
 		shell = []string{"/bin/sh", "-c"}
 	}
 	return append(slices.Clone(shell), strings.Join(args, " "))
@@ -107,6 +111,21 @@ func emptyMeta(p platforms.Platform) imageMeta {
 	return imageMeta{Architecture: p.Architecture, Variant: p.Variant, OS: p.OS, OSVersion: p.OSVersion, OSFeatures: p.OSFeatures}
 }
 
+// setPlatform makes an image one of the platform that was asked for, whatever its base is.
+func (m *imageMeta) setPlatform(p platforms.Platform) {
+	same := m.OS == p.OS && m.Architecture == p.Architecture
+	m.OS, m.Architecture = p.OS, p.Architecture
+	if p.Variant != "" || !same {
+		m.Variant = p.Variant
+	}
+	if p.OSVersion != "" || !same {
+		m.OSVersion = p.OSVersion
+	}
+	if p.OSFeatures != nil {
+		m.OSFeatures = p.OSFeatures
+	}
+}
+
 // finish returns the target's configuration: the labels and the platform of the build, and the history.
 func (l *lowering) finish(t *stage) ([]byte, error) {
 	c := imageConfig{imageMeta: t.meta, Config: t.config.clone(), History: t.past.entries()}
@@ -115,13 +134,8 @@ func (l *lowering) finish(t *stage) ([]byte, error) {
 		c.Config.Labels = map[string]string{}
 	}
 	maps.Copy(c.Config.Labels, l.o.Labels)
-	same := c.OS == l.platform.OS && c.Architecture == l.platform.Architecture
-	c.OS, c.Architecture = l.platform.OS, l.platform.Architecture
-	if l.platform.Variant != "" || !same {
-		c.Variant = l.platform.Variant
-	}
-	if l.platform.OSVersion != "" || !same {
-		c.OSVersion = l.platform.OSVersion
+	if !l.o.PlatformImplied {
+		c.imageMeta.setPlatform(l.platform)
 	}
 	p := platforms.Normalize(platforms.Platform{OS: c.OS, Architecture: c.Architecture, Variant: c.Variant})
 	c.OS, c.Architecture, c.Variant = p.OS, p.Architecture, p.Variant
@@ -223,7 +237,7 @@ func (l *lowering) commandLine(s *stage, c instructions.Command, line instructio
 	if len(s.config.Shell) == 0 {
 		s.lint.Run(&linter.RuleJSONArgsRecommended, c.Location(), linter.RuleJSONArgsRecommended.Format(c.Name()))
 	}
-	return s.config.withShell(line.CmdLine)
+	return s.config.withShell(s.meta.OS, line.CmdLine)
 }
 
 func (s *stage) volume(c *instructions.VolumeCommand) error {

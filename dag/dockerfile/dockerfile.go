@@ -42,6 +42,8 @@ type Options struct {
 	Labels    map[string]string
 	// Platform is the target's, BuildPlatform the host's, normalised: "linux/amd64".
 	Platform, BuildPlatform string
+	// PlatformImplied: nobody asked for Platform, it is the default. An image made from one of another platform stays one of that.
+	PlatformImplied bool
 	// Contexts by lower-case name; the build context itself is not in it.
 	Contexts map[string]Context
 	// ProxyArgs are the caller's proxy variables, usable without declaration.
@@ -61,6 +63,12 @@ type Options struct {
 	// Epoch is SOURCE_DATE_EPOCH, nil when not given. RewriteTimes clamps times in layers to it.
 	Epoch        *int64
 	RewriteTimes bool
+	// ContextTime tells the time of a context in seconds since 1970, for SOURCE_DATE_EPOCH=context or a context's name: a git
+	// context's commit, an HTTP context's Last-Modified or newest file; nil for one without a time. The name is dag.MainContext or a
+	// key of Contexts. SourceTime does the same for a remote source of ADD. Both may be asked the same more than once; without them
+	// there is no time.
+	ContextTime func(name string) (*int64, error) `json:"-"`
+	SourceTime  func(dag.Op) (*int64, error)      `json:"-"`
 	// Image says whether an image is wanted (Pack and Manifest vertices); without, only files.
 	Image bool
 }

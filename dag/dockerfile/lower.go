@@ -90,7 +90,10 @@ func (l *lowering) begin(s *stage) error {
 	case s.base != nil:
 		s.inherit(s.base)
 	case s.outside.empty():
-		s.meta, s.config = emptyMeta(s.platform), runConfig{WorkingDir: "/"}
+		if s.source.BaseName == scratch {
+			s.platform = l.platform // BuildKit takes no --platform for what is nobody's
+		}
+		s.meta, s.config = emptyMeta(s.platform), s.emptyConfig()
 	default:
 		if err := l.fromOutside(s); err != nil {
 			return err
@@ -101,7 +104,7 @@ func (l *lowering) begin(s *stage) error {
 		s.env = &environment{}
 		return nil
 	}
-	if !slices.ContainsFunc(s.config.Env, func(kv string) bool { return strings.HasPrefix(kv, "PATH=") }) && s.platform.OS != "windows" {
+	if !hasPath(s.config.Env) && s.platform.OS != windows {
 		s.config.Env = append(s.config.Env, "PATH="+defaultPath)
 	}
 	if s.env == nil {
@@ -109,9 +112,24 @@ func (l *lowering) begin(s *stage) error {
 	}
 	s.env = s.env.with(s.config.Env)
 	if s.config.WorkingDir != "" {
-		s.config.WorkingDir = joinDir("/", s.config.WorkingDir)
+		s.config.WorkingDir = joinDir(s.config.WorkingDir, s.config.WorkingDir) // sic: a relative one is joined to itself
 	}
 	return nil
+}
+
+// windows has another default shell, and PATH is its system's business.
+const windows = "windows"
+
+func hasPath(env []string) bool {
+	return slices.ContainsFunc(env, func(kv string) bool { k, _, _ := strings.Cut(kv, "="); return k == "PATH" })
+}
+
+// emptyConfig is that of FROM scratch. A named context without an image that stands for a stage brings none at all.
+func (s *stage) emptyConfig() runConfig {
+	if s.replaced {
+		return runConfig{}
+	}
+	return runConfig{WorkingDir: "/"}
 }
 
 func (s *stage) inherit(base *stage) {
@@ -128,7 +146,7 @@ func (l *lowering) fromOutside(s *stage) error {
 	}
 	s.files = r.files
 	if r.image == nil {
-		s.meta, s.config = emptyMeta(s.platform), runConfig{WorkingDir: "/"}
+		s.meta, s.config = emptyMeta(s.platform), s.emptyConfig()
 		s.layers = &layerList{of: r.files}
 		s.past = &history{entry: historyEntry{CreatedBy: "FROM " + s.outside.ref, Comment: exporterComment}}
 		return nil
@@ -270,6 +288,9 @@ func (l *lowering) expand(s *stage, c instructions.Command) error {
 }
 
 func (l *lowering) instruction(s *stage, c command) error {
+	if err := onWindows(s, c); err != nil {
+		return err
+	}
 	switch i := c.Command.(type) {
 	case *instructions.RunCommand:
 		return l.run(s, c, i)
@@ -285,6 +306,19 @@ func (l *lowering) instruction(s *stage, c command) error {
 		return l.expose(s, i)
 	}
 	return l.configure(s, c.Command)
+}
+
+// onWindows refuses what changes files of a Windows image, whose layers have another form.
+func onWindows(s *stage, c command) error {
+	if s.platform.OS != windows {
+		return nil
+	}
+	switch c.Command.(type) {
+	case *instructions.RunCommand, *instructions.CopyCommand, *instructions.AddCommand, *instructions.WorkdirCommand:
+		return fmt.Errorf("%s on %s is not possible: the files of a Windows image cannot be changed on Linux",
+			strings.ToUpper(c.Name()), formatPlatform(s.platform))
+	}
+	return nil
 }
 
 // step adds the vertex of an instruction to the graph and its changes to the stage.

@@ -48,7 +48,7 @@ func (l *lowering) run(s *stage, c command, i *instructions.RunCommand) error {
 	}
 	op.Args = args
 	if i.PrependShell {
-		op.Args = s.config.withShell(args)
+		op.Args = s.config.withShell(s.meta.OS, args)
 	}
 	if len(op.Args) == 0 {
 		return errors.New("arguments are required")

@@ -173,7 +173,7 @@ func (b *build) readPlatforms() (err error) {
 // scope computes the global scope, and notes what is declared anywhere.
 func (b *build) scope(stages []instructions.Stage, globals []instructions.ArgCommand) (err error) {
 	if b.o.Epoch != nil {
-		b.args["SOURCE_DATE_EPOCH"] = strconv.FormatInt(*b.o.Epoch, 10)
+		b.args[epochName] = strconv.FormatInt(*b.o.Epoch, 10)
 	}
 	if b.global, err = b.globalArgs(globals, b.args); err != nil {
 		return err
@@ -192,7 +192,7 @@ func (b *build) scope(stages []instructions.Stage, globals []instructions.ArgCom
 			}
 		}
 	}
-	return b.resolveEpoch()
+	return b.resolveEpoch(stages)
 }
 
 func (b *build) addStage(index int, st instructions.Stage) error {
