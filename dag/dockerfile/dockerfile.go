@@ -10,8 +10,12 @@ import "img/dag"
 type Error struct {
 	Pos dag.Pos
 	Err error
+	// With says what the variables in the guilty word stand for, and why: "V=1.2 from --build-arg; B is not set".
+	With string
 	// Hint is one remedy, if we know one: `did you mean "build"?`
 	Hint string
+	// explained: File.explain has seen it.
+	explained bool
 }
 
 func (e *Error) Error() string { return e.Pos.String() + ": " + e.Err.Error() }

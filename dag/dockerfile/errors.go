@@ -10,7 +10,6 @@ import (
 	"unicode/utf8"
 
 	dfcommand "github.com/moby/buildkit/frontend/dockerfile/command"
-	"github.com/moby/buildkit/frontend/dockerfile/instructions"
 	"github.com/moby/buildkit/frontend/dockerfile/parser"
 
 	"img/dag"
@@ -54,20 +53,15 @@ func (f *File) located(err error, pos dag.Pos) error {
 		e.Hint = didYouMean(m[1])
 		e.Err = &reworded{text: strings.TrimSuffix(err.Error(), m[0]), err: err}
 	}
-	if unknown := (*instructions.UnknownInstructionError)(nil); errors.As(err, &unknown) {
-		// BuildKit's own suggestion changes from run to run if several are as near.
-		e.Pos, e.Hint = f.word(e.Pos, unknown.Instruction), didYouMean(nearest(strings.ToUpper(unknown.Instruction), keywordNames()))
-	}
 	return e
 }
 
-// instructionError places an error of one instruction, as exactly as its text allows.
+// instructionError is an error of one instruction, in BuildKit's words; the words of its prefix are what scripts look for.
 func (f *File) instructionError(err error, n *parser.Node) error {
-	pos := f.at(n.Location())
-	out := f.located(err, pos)
+	out := f.explain(nil, f.located(err, f.at(n.Location())))
 	var e *Error
-	if errors.As(out, &e) && e.Hint == "" {
-		e.Hint = dashHint(n.Original)
+	if errors.As(out, &e) {
+		e.Err = &reworded{fmt.Sprintf("dockerfile parse error on line %d: %v", n.StartLine, e.Err), e.Err}
 	}
 	return out
 }

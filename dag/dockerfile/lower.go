@@ -1,6 +1,7 @@
 package dockerfile
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -36,11 +37,12 @@ type root struct {
 
 // Lower makes the plan. base returns the image that a BaseRef stands for; it may be asked for more than Refs told, if triggers of base
 // images need more. With "# check=error=true", a violation is an error together with a Plan that holds only the Warnings.
-func Lower(f *File, o Options, base func(BaseRef) (*image.Image, error)) (*Plan, error) {
+func Lower(f *File, o Options, base func(BaseRef) (*image.Image, error)) (_ *Plan, err error) {
 	b, err := f.prepare(o)
 	if err != nil {
 		return nil, err
 	}
+	defer func() { err = f.explain(b, err) }()
 	l := &lowering{build: b, ask: base, asked: map[BaseRef]*image.Image{}, roots: map[baseKey]*root{}, proxy: proxies(o)}
 	if err := l.reach(l.triggersOfImage); err != nil {
 		return nil, err
@@ -211,6 +213,9 @@ func (l *lowering) image(ref BaseRef) (*image.Image, error) {
 		return img, nil
 	}
 	img, err := l.ask(ref)
+	if own := (*Error)(nil); errors.As(err, &own) {
+		return nil, err
+	}
 	if err != nil { // the name may have been meant for a stage's
 		return nil, &Error{Pos: ref.Pos, Err: fmt.Errorf("%s: %w", ref.Ref, err), Hint: didYouMean(nearest(ref.Ref, l.stageNames))}
 	}

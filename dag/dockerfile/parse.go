@@ -36,38 +36,51 @@ type File struct {
 
 // Parse reads a Dockerfile. name is used in positions.
 func Parse(name string, src []byte) (*File, error) {
-	f := &File{name: name}
+	f := &File{name: name, lines: strings.Split(string(src), "\n"), escape: parser.DefaultEscapeToken}
+	if err := f.parse(src); err != nil {
+		if other := f.notText(src); other != nil {
+			return nil, other
+		}
+		return nil, f.explain(nil, err)
+	}
+	return f, nil
+}
+
+func (f *File) parse(src []byte) error {
 	if len(src) > maxFile {
-		return nil, f.fail(dag.Pos{}, fmt.Errorf("the file is larger than %d MiB", maxFile>>20))
+		return f.fail(dag.Pos{}, fmt.Errorf("the file is larger than %d MiB", maxFile>>20))
 	}
 	if len(src) == 0 {
-		return nil, f.fail(dag.Pos{}, errors.New("the Dockerfile cannot be empty"))
+		return f.fail(dag.Pos{}, errors.New("the Dockerfile cannot be empty"))
 	}
-	f.lines = strings.Split(string(src), "\n")
 	if syntax, _, at, ok := parser.DetectSyntax(src); ok && !ownSyntax(syntax) {
-		return nil, f.foreign(syntax, f.at(at))
+		return f.foreign(syntax, f.at(at))
+	}
+	if escape, _, _, ok := parser.ParseDirective("escape", src); ok && escape == "`" {
+		f.escape = '`'
 	}
 	parsed, err := parser.Parse(bytes.NewReader(src))
 	if err != nil {
-		return nil, f.located(err, directiveLine(err, name))
+		return f.located(err, directiveLine(err, f.name))
 	}
 	f.nodes, f.escape = parsed.AST.Children, parsed.EscapeToken
-	f.check, _, _, _ = parser.ParseDirective("check", src)
+	var checkAt []parser.Range
+	f.check, _, checkAt, _ = parser.ParseDirective("check", src)
 	for _, w := range parsed.Warnings {
 		if w.URL == linter.RuleNoEmptyContinuation.URL {
 			f.emptyContinuations = append(f.emptyContinuations, f.at([]parser.Range{*w.Location}))
 		}
 	}
 	if err := f.checkLimits(); err != nil {
-		return nil, err
+		return err
 	}
 	if _, err := linter.ParseLintOptions(f.check); err != nil {
-		return nil, f.fail(dag.Pos{}, fmt.Errorf("parse check options: %w", err))
+		return f.fail(f.at(checkAt), fmt.Errorf("parse check options: %w", err))
 	}
 	if _, _, err = f.read(silent()); err != nil {
-		return nil, err
+		return err
 	}
-	return f, nil
+	return nil
 }
 
 // directiveLine places an error in a directive: BuildKit's parser counts these lines from 0, and all others from 1.
@@ -190,7 +203,7 @@ func (f *File) word(pos dag.Pos, word string) dag.Pos {
 	}
 	for i := max(pos.Line, 1); i <= pos.End && i <= len(f.lines); i++ {
 		if col := wordColumn(f.lines[i-1], word); col > 0 {
-			return dag.Pos{File: pos.File, Line: i, End: i, Col: col}
+			return f.place(i, col-1)
 		}
 	}
 	return pos

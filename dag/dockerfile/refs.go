@@ -50,7 +50,7 @@ func (f *File) Refs(o Options) ([]BaseRef, error) {
 func (b *build) baseRef(s *stage, x outside, c *command) BaseRef {
 	ref := BaseRef{Ref: x.ref, Layout: x.layout, Platform: formatPlatform(b.platform)}
 	if c == nil {
-		ref.Platform, ref.Pos = formatPlatform(s.platform), b.f.word(s.pos, x.ref)
+		ref.Platform, ref.Pos = formatPlatform(s.platform), b.f.base(s.pos)
 		return ref
 	}
 	ref.Pos = b.f.word(b.f.at(c.Location()), x.ref)

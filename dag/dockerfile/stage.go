@@ -110,8 +110,9 @@ type outside struct {
 func (x outside) empty() bool { return x == outside{} }
 
 // prepare reads the file under options: scopes, stages, dependencies, target.
-func (f *File) prepare(o Options) (*build, error) {
+func (f *File) prepare(o Options) (_ *build, err error) {
 	b := &build{f: f, o: o, lex: shell.NewLex(f.escape), byName: map[string]*stage{}, declared: map[string]bool{}, globalNames: map[string]bool{}}
+	defer func() { err = f.explain(b, err) }()
 	b.args = maps.Clone(o.ProxyArgs)
 	if b.args == nil {
 		b.args = map[string]string{}
@@ -120,7 +121,6 @@ func (f *File) prepare(o Options) (*build, error) {
 	if syntax := b.args["BUILDKIT_SYNTAX"]; syntax != "" && !ownSyntax(syntax) {
 		return nil, f.foreign(syntax, dag.Pos{})
 	}
-	var err error
 	if b.lint, err = b.newLinter(); err != nil {
 		return nil, err
 	}
