@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -29,14 +30,15 @@ func key(text string) (Key, string) {
 func sample(text string) Record {
 	k, lines := key(text)
 	return Record{
-		Key:    k,
-		Output: "sha256:1\n\"2\"\xff",
-		Text:   lines + "\n\nsum of no digest",
-		Step:   "build linux/amd64 RUN a\\\nb",
-		Cost:   1500 * time.Millisecond,
-		Tier:   2,
-		Boot:   "5a9f6a2e",
-		Made:   time.Date(2026, 1, 2, 3, 4, 5, 6, time.UTC),
+		Key:      k,
+		Output:   "sha256:1\n\"2\"\xff",
+		Text:     lines + "\n\nsum of no digest",
+		Step:     "build linux/amd64 RUN a\\\nb",
+		Cost:     1500 * time.Millisecond,
+		Tier:     2,
+		Boot:     "5a9f6a2e",
+		Made:     time.Date(2026, 1, 2, 3, 4, 5, 6, time.UTC),
+		Warnings: []Warning{{"Rule", "a \"text\"\nwith\xff"}, {}},
 	}
 }
 
@@ -65,7 +67,7 @@ func TestRoundTrip(t *testing.T) {
 	k, _ := key("zero")
 	for _, r := range []Record{sample("a"), long, {Key: k}, {Key: k, Text: "replaced", Cost: -1}} {
 		put(t, s, r)
-		if got, ok := s.Get(r.Key); !ok || got != r {
+		if got, ok := s.Get(r.Key); !ok || !reflect.DeepEqual(got, r) {
 			t.Errorf("got %v %+.200v, want %+.200v", ok, got, r)
 		}
 	}
@@ -156,8 +158,9 @@ func FuzzRecord(f *testing.F) {
 		r, err := decode(data)
 		if err != nil {
 			// Give the head a chance: most inputs fall at the sum already.
-			r, err = decode(encode(Record{Key: sample("a").Key, Text: string(data), Step: string(data), Output: Output(data)}))
-			if err != nil || r.Text != string(data) || r.Step != string(data) || string(r.Output) != string(data) {
+			r, err = decode(encode(Record{Key: sample("a").Key, Text: string(data), Step: string(data), Output: Output(data),
+				Warnings: []Warning{{string(data), string(data)}}}))
+			if err != nil || r.Text != string(data) || r.Step != string(data) || string(r.Output) != string(data) || r.Warnings[0].Text != string(data) {
 				t.Fatalf("%+v, %v", r, err)
 			}
 			return
@@ -204,7 +207,7 @@ func TestEachNearestPrune(t *testing.T) {
 	if err := s.Each(func(Record) bool { seen++; return seen < 3 }); err != nil || seen != 3 {
 		t.Errorf("Each went on for %d records, %v", seen, err)
 	}
-	if got, ok := s.Nearest(now.Step, now.Text); !ok || got != recent {
+	if got, ok := s.Nearest(now.Step, now.Text); !ok || !reflect.DeepEqual(got, recent) {
 		t.Errorf("nearest is %v %q", ok, got.Text)
 	}
 	if got, ok := s.Nearest("unknown step", ""); ok {

@@ -27,6 +27,13 @@ type Record struct {
 	// Boot is the boot id of the machine run that made the record.
 	Boot string
 	Made time.Time
+	// Warnings are what the step did that people might not expect; a result from the cache says them again.
+	Warnings []Warning
+}
+
+// A Warning is something surprising that a step does without failing: a rule's name, and a sentence about this step.
+type Warning struct {
+	Rule, Text string
 }
 
 // A record's file is
@@ -39,12 +46,13 @@ type Record struct {
 //	tier 1
 //	boot "5a9f6a2e-8f0e-4b0f-9a53-0d8f2f0c6c11"
 //	made 2026-01-02T15:04:05.123456789Z
+//	warn "CopyPatternWithoutMatch" "nothing matches *.txt"
 //
 //	run "sh" "-c" "make"
 //	env "PATH=/bin"
 //	sum fcde2b2edba56bf408601fb721fe9b5c338d10ee429ea04fae5511b68fbf8fb9
 //
-// Cost is in nanoseconds. The key's text follows the empty line as it is. The sum is the SHA-256 of all before its
+// Cost is in nanoseconds. There is a line for each warning, often none. The key's text follows the empty line as it is. The sum is the SHA-256 of all before its
 // line, which has a fixed length, so that any text can stand before it.
 const (
 	magic   = "img record "
@@ -62,7 +70,11 @@ func encode(r Record) []byte {
 	fmt.Fprintf(b, "%s%s\n", magic, version)
 	fmt.Fprintf(b, "key %s\noutput %q\nstep %q\n", r.Key, string(r.Output), r.Step)
 	fmt.Fprintf(b, "cost %d\ntier %d\nboot %q\n", int64(r.Cost), r.Tier, r.Boot)
-	fmt.Fprintf(b, "made %s\n\n%s", r.Made.UTC().Format(time.RFC3339Nano), r.Text)
+	fmt.Fprintf(b, "made %s\n", r.Made.UTC().Format(time.RFC3339Nano))
+	for _, w := range r.Warnings {
+		fmt.Fprintf(b, "warn %q %q\n", w.Rule, w.Text)
+	}
+	fmt.Fprintf(b, "\n%s", r.Text)
 	fmt.Fprintf(b, "sum %x\n", sha256.Sum256(b.Bytes()))
 	return b.Bytes()
 }
@@ -106,7 +118,10 @@ func decodeHead(lines []string, text string) (Record, error) {
 		Boot:   p.quoted("boot"),
 		Made:   p.time("made"),
 	}
-	if p.bad || len(p.lines) > 0 || !r.Key.valid() {
+	for len(p.lines) > 0 {
+		r.Warnings = append(r.Warnings, p.warning())
+	}
+	if p.bad || !r.Key.valid() {
 		return Record{}, errDamaged
 	}
 	return r, nil
@@ -140,6 +155,19 @@ func (p *parser) quoted(name string) string {
 	v, err := strconv.Unquote(p.field(name))
 	p.bad = p.bad || err != nil
 	return v
+}
+
+func (p *parser) warning() Warning {
+	rest := p.field("warn")
+	rule, err := strconv.QuotedPrefix(rest)
+	text, ok := strings.CutPrefix(rest[len(rule):], " ")
+	w, errRule, errText := Warning{}, err, error(nil)
+	if err == nil {
+		w.Rule, errRule = strconv.Unquote(rule)
+	}
+	w.Text, errText = strconv.Unquote(text)
+	p.bad = p.bad || !ok || errRule != nil || errText != nil
+	return w
 }
 
 func (p *parser) integer(name string) int64 {

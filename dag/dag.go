@@ -5,7 +5,10 @@
 // computes it. A Graph marshals to JSON and back without loss.
 package dag
 
-import "fmt"
+import (
+	"fmt"
+	"slices"
+)
 
 // ID names a vertex: its index in Graph.Vertices. A vertex's inputs have smaller IDs than the vertex itself, so the
 // order of the slice is a topological order.
@@ -46,8 +49,15 @@ type Vertex struct {
 	Steps int `json:"steps,omitempty"`
 	// Platform is the platform the step runs for, "linux/amd64".
 	Platform string `json:"platform,omitempty"`
+	// Skip are the rules whose warnings the Dockerfile silences for this step ("# check=skip="); "all" is every one.
+	Skip []string `json:"skip,omitempty"`
 	// NoCache makes the step run although a record of it exists.
 	NoCache bool `json:"noCache,omitempty"`
+}
+
+// Silences reports whether the Dockerfile wants no warning of a rule for this step.
+func (v *Vertex) Silences(rule string) bool {
+	return slices.Contains(v.Skip, rule) || slices.Contains(v.Skip, "all")
 }
 
 // A Ref points from an op to one of its vertex's inputs: an index in Vertex.Inputs, or Scratch.

@@ -35,6 +35,8 @@ type Result struct {
 	Tier int
 	// NoRecord keeps the result out of the cache.
 	NoRecord bool
+	// Warnings are surprises of the step. They are recorded, and told again when the result comes from the cache.
+	Warnings []cache.Warning
 }
 
 // A State is where a vertex is on its way. Waiting, Ready and Running go upward; the others are final.
@@ -74,6 +76,8 @@ type Event struct {
 	Output cache.Output
 	// Cost is how long the step took: now for Done, when it was made for Cached.
 	Cost time.Duration
+	// Warnings are set for Cached and Done: what the step did that people might not expect.
+	Warnings []cache.Warning
 	// Note is a remark about the vertex: "waiting for another build that makes this step".
 	Note string
 }
@@ -90,6 +94,9 @@ type Options struct {
 	Now func() time.Time
 	// Boot is the boot id noted in records.
 	Boot string
+	// Refuse, if set, is asked about each result with warnings, made or cached; its error fails the vertex. The result stays recorded,
+	// warnings and all, so the next build refuses it as well. It is called from the goroutine of Solve.
+	Refuse func(*dag.Vertex, []cache.Warning) error
 }
 
 // A VertexError is the failure of one vertex. If several fail, the first in the graph's order is reported.

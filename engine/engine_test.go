@@ -99,7 +99,11 @@ func (f *fake) Exec(ctx context.Context, v *dag.Vertex, in []cache.Output, log i
 	case is(v, "print"):
 		fmt.Fprint(log, "one\ntwo")
 	}
-	return Result{Output: outputOf(v, in), NoRecord: is(v, "norecord")}, nil
+	var warnings []cache.Warning
+	if w, ok := has(v, "warn"); ok {
+		warnings = []cache.Warning{{Rule: w, Text: "of " + label(v)}}
+	}
+	return Result{Output: outputOf(v, in), NoRecord: is(v, "norecord"), Warnings: warnings}, nil
 }
 
 func outputOf(v *dag.Vertex, in []cache.Output) cache.Output {
@@ -475,6 +479,46 @@ func TestSingleFlightAcrossStores(t *testing.T) {
 	locks, err := os.ReadDir(filepath.Join(dir, "locks"))
 	if err != nil || len(locks) > 0 {
 		t.Errorf("locks left: %v, %v", locks, err)
+	}
+}
+
+// A warning is told by the step that runs, by the record afterwards and by an equal step; who refuses it is asked each time.
+func TestWarnings(t *testing.T) {
+	store, err := cache.Open(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	g := graph(t, "a\nb a key=1 warn=R\nc a key=1 warn=R\nd b c")
+	solve := func(o Options) (said []string, err error) {
+		o.Cache = store
+		o.Observe = func(e Event) {
+			for _, w := range e.Warnings {
+				said = append(said, fmt.Sprint(e.State, " ", w.Rule))
+			}
+		}
+		_, err = Solve(t.Context(), g, last(g), &fake{}, o)
+		slices.Sort(said)
+		return said, err
+	}
+	refuse := Options{Refuse: func(v *dag.Vertex, w []cache.Warning) error { return errors.New("refused " + w[0].Rule) }}
+	for round, want := range []string{"cached R; done R", "cached R; cached R"} {
+		said, err := solve(Options{})
+		if got := strings.Join(said, "; "); got != want || err != nil {
+			t.Errorf("round %d: %s, %v, want %s", round, got, err, want)
+		}
+		var failed *VertexError
+		if said, err := solve(refuse); !errors.As(err, &failed) || failed.Err.Error() != "refused R" {
+			t.Errorf("round %d: refused %v, %v", round, said, err)
+		}
+	}
+	fresh := Options{Refuse: refuse.Refuse}
+	if store, err = cache.Open(t.TempDir()); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 { // the second finds a record
+		if _, err := solve(fresh); err == nil {
+			t.Error("a refused step passes")
+		}
 	}
 }
 

@@ -54,6 +54,8 @@ type node struct {
 	equal   []*node       // have the same key and take this one's result
 	out     cache.Output
 	err     error
+	// warnings belong to out.
+	warnings []cache.Warning
 }
 
 // A report is what a goroutine found out about a node.
@@ -207,9 +209,9 @@ func (s *solver) handle(ctx context.Context, r report) {
 			s.make(ctx, n)
 		}
 	case hit:
-		s.succeed(n, Cached, Event{Output: r.rec.Output, Cost: r.rec.Cost})
+		s.succeed(ctx, n, Cached, resultOf(r.rec))
 	case made:
-		s.succeed(n, Done, Event{Output: r.rec.Output, Cost: r.rec.Cost})
+		s.succeed(ctx, n, Done, resultOf(r.rec))
 	case failed:
 		s.fail(ctx, n, r.err)
 	}
@@ -241,23 +243,39 @@ func (s *solver) make(ctx context.Context, n *node) {
 		in := s.inputs(n)
 		go func() { s.reports <- s.produce(ctx, n, in) }()
 	case twin.state.Final(): // and no failure: that would have ended ctx
-		s.succeed(n, Cached, sameAs(twin))
+		s.succeed(ctx, n, Cached, sameAs(twin))
 	default:
 		twin.equal = append(twin.equal, n)
 	}
 }
 
-func sameAs(n *node) Event { return Event{Output: n.out, Note: "same as " + n.v.Name} }
+func resultOf(r cache.Record) Event {
+	return Event{Output: r.Output, Cost: r.Cost, Warnings: r.Warnings}
+}
+
+func sameAs(n *node) Event {
+	return Event{Output: n.out, Warnings: n.warnings, Note: "same as " + n.v.Name}
+}
 
 // succeed gives a node its output, and its equals.
-func (s *solver) succeed(n *node, state State, e Event) {
-	n.out = e.Output
-	s.set(n.id, state, e)
+func (s *solver) succeed(ctx context.Context, n *node, state State, e Event) {
+	s.settle(ctx, n, state, e)
 	for _, other := range n.equal {
-		other.out = n.out
-		s.set(other.id, Cached, sameAs(n))
+		s.settle(ctx, other, Cached, sameAs(n))
 	}
 	n.equal = nil
+}
+
+// settle makes a result final, unless the caller refuses its warnings.
+func (s *solver) settle(ctx context.Context, n *node, state State, e Event) {
+	n.out, n.warnings = e.Output, e.Warnings
+	if s.o.Refuse != nil && len(e.Warnings) > 0 {
+		if err := s.o.Refuse(n.v, e.Warnings); err != nil {
+			s.fail(ctx, n, err)
+			return
+		}
+	}
+	s.set(n.id, state, e)
 }
 
 // fail notes a failure and ends the rest. An error that only passes on the end of ctx is no failure.

@@ -117,6 +117,8 @@ func (s *solver) exec(ctx context.Context, n *node, in []cache.Output) report {
 		Tier:   result.Tier,
 		Boot:   s.o.Boot,
 		Made:   s.now(),
+
+		Warnings: result.Warnings,
 	}
 	if s.o.Cache != nil && !result.NoRecord {
 		if err := s.o.Cache.Put(rec); err != nil { // the result is there; it is found next time or made again

@@ -32,6 +32,8 @@ type copyPlan struct {
 type sourcePlan struct {
 	Matches []match
 	Sum     string
+	// warnings are about the sources; the first process says them.
+	warnings []cache.Warning
 }
 
 func (x *Executor) copyKey(ctx context.Context, h *cache.Hash, op *dag.Copy, in []cache.Output) error {
@@ -86,6 +88,7 @@ func (x *Executor) planSource(ctx context.Context, op *dag.Copy, from dag.CopySo
 		if err != nil {
 			return p, err
 		}
+		matched := sum.entries
 		for _, m := range found {
 			before := sum.entries
 			if err := sumMatch(ctx, sum, src, m, keep); err != nil {
@@ -95,6 +98,9 @@ func (x *Executor) planSource(ctx context.Context, op *dag.Copy, from dag.CopySo
 				gone := path.Join(m.Real, m.Include)
 				return p, &NotFoundError{Path: gone, Ignored: src.ignoredBy(gone)}
 			}
+		}
+		if !from.Literal && hasMeta(pattern) && (len(found) == 0 || op.Parents && sum.entries == matched) {
+			p.warnings = append(p.warnings, cache.Warning{Rule: rulePatternNoMatch, Text: fmt.Sprintf("Nothing matches %q, so nothing is copied for it", pattern)})
 		}
 		p.Matches = append(p.Matches, found...)
 	}
@@ -155,10 +161,10 @@ type copyArgs struct {
 	Sources []sourcePlan
 }
 
-// copyReply answers it. Notes are for whoever reads the step's output.
-type copyReply struct {
-	Name  snapshot.Name
-	Notes []string
+// A written is the answer of a step that writes files itself.
+type written struct {
+	Name     snapshot.Name
+	Warnings []cache.Warning
 }
 
 // gobbed crosses as gob inside JSON, which would damage names that are not UTF-8.
@@ -197,30 +203,29 @@ func (x *Executor) fromRef(ctx context.Context, from dag.Source, in []cache.Outp
 	return fromRef{Name: n}, x.materialize(ctx, n)
 }
 
-func (x *Executor) copy(ctx context.Context, op *dag.Copy, in []cache.Output, log io.Writer) (cache.Output, error) {
+func (x *Executor) copy(ctx context.Context, op *dag.Copy, in []cache.Output) (cache.Output, []cache.Warning, error) {
 	v, ok := x.plans.Load(op)
 	if !ok {
-		return "", errors.New("copy has no key")
+		return "", nil, errors.New("copy has no key")
 	}
 	plan := v.(*copyPlan)
 	base := name(op.Base, in)
 	if err := x.materialize(ctx, base); err != nil {
-		return "", err
+		return "", nil, err
 	}
 	args := copyArgs{Op: op, Base: base, Sources: plan.sources}
-	for _, s := range op.Sources {
+	var warnings []cache.Warning
+	for i, s := range op.Sources {
 		from, err := x.fromRef(ctx, s.From, in)
 		if err != nil {
-			return "", err
+			return "", nil, err
 		}
 		args.From = append(args.From, from)
+		warnings = append(warnings, plan.sources[i].warnings...)
 	}
-	var r copyReply
+	var r written
 	err := x.call(ctx, "copy", gobbed[copyArgs]{args}, &r)
-	for _, n := range r.Notes {
-		fmt.Fprintln(log, "warning:", n)
-	}
-	return cache.Output(r.Name), err
+	return cache.Output(r.Name), append(warnings, r.Warnings...), err
 }
 
 // openFrom opens a fromRef in the inner process.
@@ -259,32 +264,32 @@ func (w *world) openFrom(ctx context.Context, from fromRef) (source, func(), err
 }
 
 // copy is the step itself, in the inner process.
-func (w *world) copy(ctx context.Context, g gobbed[copyArgs], _ []*os.File) (copyReply, error) {
+func (w *world) copy(ctx context.Context, g gobbed[copyArgs], _ []*os.File) (written, error) {
 	a := g.v
 	active, err := w.snaps.Prepare(ctx, a.Base)
 	if err != nil {
-		return copyReply{}, err
+		return written{}, err
 	}
 	defer active.Discard()
 	t, err := newTarget(active.Root(), w.setup.IDs)
 	if err != nil {
-		return copyReply{}, err
+		return written{}, err
 	}
 	defer t.close()
 	t.ctx = ctx
 	c := &copier{t: t, op: a.Op, w: w}
 	if err := c.all(ctx, a.From, a.Sources); err != nil {
-		return copyReply{}, err
+		return written{}, err
 	}
 	if err := t.setTimes(); err != nil {
-		return copyReply{}, err
+		return written{}, err
 	}
 	o := snapshot.CommitOptions{Times: snapshot.TimesNever, Owner: t.ownerOf}
 	if c.unpacked {
 		o.Times = snapshot.TimesSet
 	}
 	n, err := active.Commit(ctx, o)
-	return copyReply{n, t.notes}, err
+	return written{n, t.warnings}, err
 }
 
 // A changedError is a file that is not what the key was computed from.
@@ -306,6 +311,9 @@ type copier struct {
 	sum  *treeSum
 	// unpacked says that an archive was extracted: its times count.
 	unpacked bool
+	// placed says what the place of each single file got; made, that the step made the destination of the directory under way.
+	placed map[string]string
+	made   bool
 }
 
 func (c *copier) all(ctx context.Context, from []fromRef, sources []sourcePlan) error {
@@ -359,6 +367,7 @@ func (c *copier) files() error {
 		if err != nil {
 			return err
 		}
+		c.place(dst, "<<"+f.Name)
 		e := snapshot.Entry{Type: snapshot.File, Mode: 0o644, Size: int64(len(f.Data)), MTime: time.Now().UnixNano()}
 		if err := c.t.putData(dst, e, f.Data); err != nil {
 			return err
@@ -380,6 +389,9 @@ func (c *copier) one(ctx context.Context, m match) error {
 	dst, err := c.fileDest(m.Name)
 	if err != nil {
 		return err
+	}
+	if m.Include == "" {
+		c.place(dst, m.Real)
 	}
 	return c.visit(ctx, m, func(string) string { return dst })
 }
@@ -410,9 +422,14 @@ func (c *copier) dir(ctx context.Context, m match) error {
 	if err != nil {
 		return err
 	}
+	there, err := c.t.isDir(dst)
+	if err != nil {
+		return err
+	}
 	if err := c.t.mkdirAll(dst); err != nil {
 		return err
 	}
+	c.made = !there
 	return c.visit(ctx, m, func(rel string) string { return path.Join(dst, rel) })
 }
 
@@ -424,6 +441,7 @@ func (c *copier) visit(ctx context.Context, m match, to func(rel string) string)
 		dst := to(i.rel)
 		if i.rel == "." && i.e.Type == snapshot.Dir {
 			c.t.later(dst, i.e.MTime)
+			c.destination(dst, i.e)
 			return nil
 		}
 		if i.passed {
@@ -530,8 +548,8 @@ type target struct {
 	fresh map[string]bool
 	// replace makes files replace directories, and directories files: what archives do.
 	replace bool
-	// notes are surprises to tell.
-	notes []string
+	// warnings are surprises to tell.
+	warnings []cache.Warning
 }
 
 type dirTime struct {
@@ -566,6 +584,7 @@ func (t *target) resolve(p string) (string, error) {
 		if p = strings.TrimPrefix(path.Clean("/"+p), "/"); p == "" {
 			p = "."
 		}
+		t.replacesLink(p)
 		return p, nil
 	}
 	full, err := securejoin.SecureJoin(t.path, p)

@@ -87,7 +87,7 @@ func (x *Executor) Tier() int {
 }
 
 // Versions of what each kind of step does. A number is raised whenever a result may differ from the one that an older img made.
-var semantics = map[string]int{"image": 1, "run": 2, "copy": 2, "mkdir": 1, "pack": 1, "manifest": 1}
+var semantics = map[string]int{"image": 1, "run": 3, "copy": 3, "mkdir": 2, "pack": 1, "manifest": 1}
 
 // Key implements engine.Executor.
 func (x *Executor) Key(ctx context.Context, v *dag.Vertex, in []cache.Output, h *cache.Hash) error {
@@ -136,17 +136,18 @@ func (x *Executor) Usable(ctx context.Context, v *dag.Vertex, r cache.Record) bo
 // Exec implements engine.Executor.
 func (x *Executor) Exec(ctx context.Context, v *dag.Vertex, in []cache.Output, log io.Writer) (engine.Result, error) {
 	var out cache.Output
+	var warnings []cache.Warning
 	var err error
 	switch op := v.Op.(type) {
 	case *dag.Image:
 		out, err = x.image(ctx, op)
 	case *dag.Run:
-		out, err = x.run(ctx, op, in, log)
-		return engine.Result{Output: out, Tier: x.Tier()}, err
+		out, warnings, err = x.run(ctx, op, in, log)
+		return engine.Result{Output: out, Tier: x.Tier(), Warnings: warnings}, err
 	case *dag.Copy:
-		out, err = x.copy(ctx, op, in, log)
+		out, warnings, err = x.copy(ctx, op, in)
 	case *dag.Mkdir:
-		out, err = x.mkdir(ctx, op, in)
+		out, warnings, err = x.mkdir(ctx, op, in)
 	case *dag.Pack:
 		out, err = x.pack(ctx, op, in)
 	case *dag.Manifest:
@@ -154,7 +155,7 @@ func (x *Executor) Exec(ctx context.Context, v *dag.Vertex, in []cache.Output, l
 	default:
 		err = fmt.Errorf("unknown kind of step %q", v.Op.Kind())
 	}
-	return engine.Result{Output: out}, err
+	return engine.Result{Output: out, Warnings: warnings}, err
 }
 
 // name returns the snapshot that a Ref stands for; the empty Name for Scratch.

@@ -20,38 +20,42 @@ type mkdirArgs struct {
 	Base snapshot.Name
 }
 
-func (x *Executor) mkdir(ctx context.Context, op *dag.Mkdir, in []cache.Output) (cache.Output, error) {
+func (x *Executor) mkdir(ctx context.Context, op *dag.Mkdir, in []cache.Output) (cache.Output, []cache.Warning, error) {
 	base := name(op.Base, in)
 	if err := x.materialize(ctx, base); err != nil {
-		return "", err
+		return "", nil, err
 	}
-	var out snapshot.Name
-	err := x.call(ctx, "mkdir", gobbed[mkdirArgs]{mkdirArgs{op, base}}, &out)
-	return cache.Output(out), err
+	var r written
+	err := x.call(ctx, "mkdir", gobbed[mkdirArgs]{mkdirArgs{op, base}}, &r)
+	return cache.Output(r.Name), r.Warnings, err
 }
 
 // mkdir is WORKDIR: the directory and its missing parents, owned by USER (an unknown name is root).
-func (w *world) mkdir(ctx context.Context, g gobbed[mkdirArgs], _ []*os.File) (snapshot.Name, error) {
+func (w *world) mkdir(ctx context.Context, g gobbed[mkdirArgs], _ []*os.File) (written, error) {
 	a := g.v
 	active, err := w.snaps.Prepare(ctx, a.Base)
 	if err != nil {
-		return "", err
+		return written{}, err
 	}
 	defer active.Discard()
 	t, err := newTarget(active.Root(), w.setup.IDs)
 	if err != nil {
-		return "", err
+		return written{}, err
 	}
 	defer t.close()
 	if err := t.setOwner("USER", a.Op.User); err != nil {
-		return "", err
+		return written{}, err
 	}
 	p, err := t.resolve(a.Op.Path)
 	if err != nil {
-		return "", err
+		return written{}, err
+	}
+	if there, err := t.isDir(p); err != nil || there {
+		t.warnings = nil // whose it would be does not matter
 	}
 	if err := t.mkdirAll(p); err != nil {
-		return "", err
+		return written{}, err
 	}
-	return active.Commit(ctx, snapshot.CommitOptions{Times: snapshot.TimesNever, Owner: t.ownerOf})
+	n, err := active.Commit(ctx, snapshot.CommitOptions{Times: snapshot.TimesNever, Owner: t.ownerOf})
+	return written{n, t.warnings}, err
 }

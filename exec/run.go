@@ -52,25 +52,25 @@ type runArgs struct {
 	Mounts   []mountArgs
 }
 
-func (x *Executor) run(ctx context.Context, op *dag.Run, in []cache.Output, log io.Writer) (cache.Output, error) {
+func (x *Executor) run(ctx context.Context, op *dag.Run, in []cache.Output, log io.Writer) (cache.Output, []cache.Warning, error) {
 	if !slices.Contains([]string{"", "none", "host"}, op.Network) {
-		return "", fmt.Errorf("RUN with the network %q: this version of img has default, host and none", op.Network)
+		return "", nil, fmt.Errorf("RUN with the network %q: this version of img has default, host and none", op.Network)
 	}
 	base := name(op.Base, in)
 	if err := x.materialize(ctx, base); err != nil {
-		return "", err
+		return "", nil, err
 	}
 	a := runArgs{Op: op, ProxyEnv: op.ProxyEnv, Hosts: op.Hosts, Base: base}
 	for i := range op.Mounts {
 		m, err := x.mountArgs(ctx, op, i, in)
 		if err != nil {
-			return "", err
+			return "", nil, err
 		}
 		a.Mounts = append(a.Mounts, m)
 	}
 	r, wr, err := outputPipe()
 	if err != nil {
-		return "", err
+		return "", nil, err
 	}
 	printed := make(chan error, 1)
 	go func() {
@@ -86,7 +86,7 @@ func (x *Executor) run(ctx context.Context, op *dag.Run, in []cache.Output, log 
 	if err == nil {
 		err = x.unchanged(ctx, op)
 	}
-	return cache.Output(out), err
+	return cache.Output(out), a.notGiven(), err
 }
 
 // outputPipe is a pipe whose writing end blocks, as programs expect of their standard output. Those of os.Pipe do not: a step that prints

@@ -69,7 +69,7 @@ func runUser(root *os.File, text string) (*user.ExecUser, error) {
 }
 
 // setOwner reads --chown (or WORKDIR's USER; what says which) by BuildKit's rules: a number without a group is the group, too; names are
-// looked up in the root that is written to. An unknown user is 0, an unknown group the user's: as BuildKit does, but with a note.
+// looked up in the root that is written to. An unknown user is 0, an unknown group the user's: as BuildKit does, but with a warning.
 func (t *target) setOwner(what, text string) error {
 	if text == "" {
 		return nil
@@ -88,7 +88,7 @@ func (t *target) setOwner(what, text string) error {
 		t.uid, t.gid = n, n
 	} else if userPart != "" && userPart != "root" {
 		if t.uid, t.gid, ok = lookupUser(passwd, userPart); !ok {
-			t.notes = append(t.notes, fmt.Sprintf("%s %s: the root has no user %q, so the owner is root (0)", what, text, userPart))
+			t.warn(ruleUnknownOwner, "%s %s: the root has no user %q, so the owner is root (0)", what, text, userPart)
 		}
 	}
 	if !hasGroup {
@@ -102,7 +102,7 @@ func (t *target) setOwner(what, text string) error {
 	} else if g, ok := lookupGroup(group, groupPart); ok {
 		t.gid = g
 	} else {
-		t.notes = append(t.notes, fmt.Sprintf("%s %s: the root has no group %q, so the group is %d", what, text, groupPart, t.gid))
+		t.warn(ruleUnknownOwner, "%s %s: the root has no group %q, so the group is %d", what, text, groupPart, t.gid)
 	}
 	return nil
 }

@@ -51,7 +51,10 @@ func TestSetOwner(t *testing.T) {
 			t.Errorf("%q: %v", tc.text, err)
 			continue
 		}
-		note := strings.Join(tg.notes, "; ")
+		var note string
+		for _, w := range tg.warnings {
+			note += w.Text + "; "
+		}
 		if tg.uid != tc.uid || tg.gid != tc.gid || tg.chown != (tc.text != "") || !strings.Contains(note, tc.note) || tc.note == "" && note != "" {
 			t.Errorf("%q: %d:%d %v %q, want %d:%d %q", tc.text, tg.uid, tg.gid, tg.chown, note, tc.uid, tc.gid, tc.note)
 		}
@@ -61,8 +64,8 @@ func TestSetOwner(t *testing.T) {
 // The accounts are files of an image: missing, hostile.
 func TestSetOwnerOddFiles(t *testing.T) {
 	empty := testTarget(t, nil)
-	if err := empty.setOwner("--chown", "app:staff"); err != nil || len(empty.notes) != 2 {
-		t.Errorf("no accounts: %v, %q", err, empty.notes)
+	if err := empty.setOwner("--chown", "app:staff"); err != nil || len(empty.warnings) != 2 {
+		t.Errorf("no accounts: %v, %q", err, empty.warnings)
 	}
 	linked := testTarget(t, map[string]string{"usr/passwd": testPasswd})
 	if err := os.MkdirAll(linked.path+"/etc", 0o755); err != nil {

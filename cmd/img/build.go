@@ -41,6 +41,7 @@ type build struct {
 	plan     *dockerfile.Plan
 	bases    *bases
 	contexts map[string]*exec.Context
+	warnings warnings
 	// temp holds a context that came on standard input.
 	temp   string
 	remove func() error
@@ -296,13 +297,14 @@ func (b *build) lower(ctx context.Context) error {
 		images[ref] = found
 		return found, nil
 	})
+	if b.plan != nil {
+		b.warnings.add(b.plan.Warnings...)
+	}
 	if err != nil {
+		b.sayWarnings() // those that "# check=error=true" does not let pass
 		return err
 	}
-	for _, w := range b.plan.Warnings {
-		warnDockerfile(b.g.stderr, w)
-	}
-	return nil
+	return b.strict()
 }
 
 // baseError is a base image that cannot be had.
@@ -411,6 +413,7 @@ func (b *build) make(ctx context.Context) error {
 	display := progress.New(mode, b.g.stderr, progress.Options{Getenv: b.g.getenv, LogDir: b.logDir})
 	x, outs, err := b.solve(ctx, display)
 	display.Close()
+	b.sayWarnings()
 	if x != nil {
 		defer x.Close()
 	}
@@ -430,7 +433,7 @@ func (b *build) solve(ctx context.Context, display *progress.Display) (*exec.Exe
 			Contexts: b.contexts, Base: b.bases, Secret: b.secret, ResolvConf: resolvConf(), Note: display.Note,
 		})
 		outs, err := engine.Solve(ctx, b.plan.Graph, b.targets(), x, engine.Options{
-			Cache: b.s.records, Jobs: b.c.Jobs, Observe: b.observe(display), Boot: bootID(),
+			Cache: b.s.records, Jobs: b.c.Jobs, Observe: b.observe(display), Boot: bootID(), Refuse: b.refuse(),
 		})
 		var remapped *exec.RemappedError
 		if !errors.As(err, &remapped) {
@@ -444,13 +447,15 @@ func (b *build) solve(ctx context.Context, display *progress.Display) (*exec.Exe
 	}
 }
 
-// observe hands events to the display, with --explain those of steps that run with the reason.
+// observe hands events to the display, with --explain those of steps that run with the reason, and keeps warnings.
 func (b *build) observe(display *progress.Display) func(engine.Event) {
-	if !b.c.Explain {
-		return display.Observe
-	}
 	said := map[dag.ID]bool{}
 	return func(e engine.Event) {
+		b.warnings.add(ofStep(e.Vertex, e.Warnings)...)
+		if !b.c.Explain {
+			display.Observe(e)
+			return
+		}
 		if e.State == engine.Running && e.Log == nil && e.Note == "" && !said[e.Vertex.ID] {
 			said[e.Vertex.ID] = true
 			e.Note = b.explain(e)

@@ -60,6 +60,7 @@ type BuildCmd struct {
 
 	Progress  string `group:"Looking" placeholder:"MODE" help:"auto, tty, plain or quiet."`
 	NoConsole bool   `group:"Looking" help:"The same as --progress=plain."`
+	Strict    bool   `group:"Looking" help:"Make every warning an error."`
 	Explain   bool   `group:"Looking" help:"Say of each step that runs why it is not cached."`
 	Print     string `group:"Looking" placeholder:"plan" help:"Print the plan instead of building."`
 
@@ -115,7 +116,6 @@ type unservedFlags struct {
 	Squash       bool     `hidden:""`
 	SquashAll    bool     `hidden:""`
 	SSH          []string `sep:"none" hidden:"" name:"ssh"`
-	Strict       bool     `hidden:""`
 	Trace        string   `hidden:""`
 	Ulimit       []string `sep:"none" hidden:""`
 	Volume       []string `short:"v" sep:"none" hidden:""`
@@ -159,7 +159,6 @@ var unserved = map[string]string{
 	"squash":         "layers cannot be squashed yet",
 	"squash-all":     "layers cannot be squashed yet",
 	"ssh":            "ssh agents cannot be forwarded yet",
-	"strict":         "warnings cannot be made errors yet",
 	"trace":          "traces cannot be written yet",
 	"ulimit":         "limits of RUN cannot be changed",
 	"volume":         "directories cannot be mounted into RUN; use RUN --mount=type=bind",
@@ -298,6 +297,8 @@ type buildRequest struct {
 	Push     bool
 	// Insecure accepts registries without TLS.
 	Insecure bool
+	// Strict makes warnings errors.
+	Strict bool
 	// Insecurely allows RUN --security=insecure.
 	Insecurely bool
 }
@@ -310,7 +311,7 @@ func (c *BuildCmd) request(g *Globals) (*buildRequest, error) {
 	if c.ignoredFlags != (ignoredFlags{}) {
 		g.debugf("--rm, --force-rm, --layers, --compress, --disable-content-trust and --builder do nothing")
 	}
-	r := &buildRequest{Push: c.Push, Insecure: c.InsecureRegistry, NoCacheStage: c.NoCacheFilter}
+	r := &buildRequest{Push: c.Push, Insecure: c.InsecureRegistry, NoCacheStage: c.NoCacheFilter, Strict: c.Strict}
 	for _, step := range []func(*buildRequest, *Globals) error{
 		c.input, c.result, c.times, c.sandbox, c.looking,
 	} {

@@ -25,8 +25,13 @@ func (e *Error) Unwrap() error { return e.Err }
 type Warning struct {
 	Pos  dag.Pos
 	Rule string
-	Text string
-	URL  string
+	// Text is about this place; Description about the rule, the same for all places, "" for rules of our own.
+	Text        string
+	Description string
+	// URL explains the rule; rules of our own have none.
+	URL string
+	// Own: BuildKit knows no such rule, so "# check=error=true" does not make it an error.
+	Own bool
 }
 
 // A Context is a named build context (--build-context name=value).

@@ -37,8 +37,8 @@ func (b *build) newLinter() (*linter.Linter, error) {
 	if err != nil {
 		return nil, b.f.fail(dag.Pos{}, fmt.Errorf("parse check options: %w", err))
 	}
-	c.Warn = func(rule, _, url, text string, at []parser.Range) {
-		b.warnings = append(b.warnings, Warning{Pos: b.f.at(at), Rule: rule, Text: text, URL: url})
+	c.Warn = func(rule, description, url, text string, at []parser.Range) {
+		b.warnings = append(b.warnings, Warning{Pos: b.f.at(at), Rule: rule, Text: text, Description: description, URL: url})
 	}
 	return linter.New(c), nil
 }
@@ -48,8 +48,7 @@ func (b *build) warn(lint *linter.Linter, rule string, pos dag.Pos, text string)
 	if _, skipped := lint.SkippedRules[rule]; skipped || lint.SkipAll {
 		return
 	}
-	*lint.CalledRules = append(*lint.CalledRules, rule)
-	b.warnings = append(b.warnings, Warning{Pos: b.f.named(pos), Rule: rule, Text: text})
+	b.warnings = append(b.warnings, Warning{Pos: b.f.named(pos), Rule: rule, Text: text, Own: true})
 }
 
 // sortedWarnings returns each warning once, in the order of the file.
@@ -59,17 +58,33 @@ func (b *build) sortedWarnings() []Warning {
 	return slices.Compact(out)
 }
 
-// violation is the error of "# check=error=true".
+// violation is the error of "# check=error=true". Rules of our own do not count: BuildKit builds such a file.
 func (b *build) violation() error {
-	if !b.lint.ReturnAsError || len(b.warnings) == 0 {
+	if !b.lint.ReturnAsError {
 		return nil
 	}
+	var first dag.Pos
 	rules := map[string]bool{}
-	for _, w := range b.warnings {
+	for _, w := range b.sortedWarnings() {
+		if w.Own {
+			continue
+		}
+		if len(rules) == 0 {
+			first = w.Pos
+		}
 		rules[w.Rule] = true
 	}
-	names := strings.Join(slices.Sorted(maps.Keys(rules)), ", ")
-	return b.f.fail(b.sortedWarnings()[0].Pos, fmt.Errorf("lint violation found for rules: %s", names))
+	if len(rules) == 0 {
+		return nil
+	}
+	return b.f.fail(first, &Violation{Rules: slices.Sorted(maps.Keys(rules))})
+}
+
+// A Violation is what "# check=error=true" makes of warnings.
+type Violation struct{ Rules []string }
+
+func (v *Violation) Error() string {
+	return "lint violation found for rules: " + strings.Join(v.Rules, ", ")
 }
 
 // checkFile runs the rules that look at the whole file.
@@ -194,4 +209,12 @@ func (s *stage) once(previous *[]parser.Range, c instructions.Command) {
 		s.lint.Run(&linter.RuleMultipleInstructionsDisallowed, *previous, linter.RuleMultipleInstructionsDisallowed.Format(c.Name()))
 	}
 	*previous = c.Location()
+}
+
+// skipped are the rules that a linter does not report, for what is found only when a step runs.
+func skipped(lint *linter.Linter) []string {
+	if lint.SkipAll {
+		return []string{"all"}
+	}
+	return slices.Sorted(maps.Keys(lint.SkippedRules))
 }

@@ -67,17 +67,17 @@ func (l *lowering) stage(s *stage) error {
 	if err := l.begin(s); err != nil {
 		return err
 	}
+	from := s.lint
 	for _, c := range s.commands {
-		lint := s.lint
-		s.lint = lint.WithMergedConfigFromComments(c.Comments())
+		s.lint = l.lint.WithMergedConfigFromComments(c.Comments()) // "# check=" above FROM is for that line alone
 		if err := l.expand(s, c.Command); err != nil {
 			return l.f.located(err, l.f.at(c.Location()))
 		}
 		if err := l.instruction(s, c); err != nil {
 			return l.f.located(err, l.f.at(c.Location()))
 		}
-		s.lint = lint
 	}
+	s.lint = from
 	for i, id := range s.steps {
 		v := l.graph.Vertex(id)
 		v.Step, v.Steps = i+1, len(s.steps)
@@ -333,6 +333,7 @@ func (l *lowering) step(s *stage, c command, v *dag.Vertex, name string) {
 	if c.trigger {
 		v.Name = "ONBUILD " + v.Name
 	}
+	v.Skip = skipped(s.lint)
 	v.NoCache = l.o.NoCache || slices.ContainsFunc(l.o.NoCacheStages, func(n string) bool { return strings.EqualFold(n, s.label()) })
 	s.files = l.graph.Add(v)
 	s.steps = append(s.steps, s.files)
