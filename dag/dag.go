@@ -7,6 +7,7 @@ package dag
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 )
 
@@ -31,6 +32,25 @@ func (g *Graph) Add(v *Vertex) ID {
 
 // Vertex returns the vertex with the given ID.
 func (g *Graph) Vertex(id ID) *Vertex { return g.Vertices[id] }
+
+// Contexts returns the names of the build contexts that vertices take files from, sorted.
+func (g *Graph) Contexts() []string {
+	names := map[string]bool{}
+	for _, v := range g.Vertices {
+		switch op := v.Op.(type) {
+		case *Copy:
+			for _, s := range op.Sources {
+				names[s.From.Context] = true
+			}
+		case *Run:
+			for _, m := range op.Mounts {
+				names[m.From.Context] = true
+			}
+		}
+	}
+	delete(names, "") // the files of an input
+	return slices.Sorted(maps.Keys(names))
+}
 
 // A Vertex is one step. Two vertices with equal ops and equal inputs do the same work.
 type Vertex struct {

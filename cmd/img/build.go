@@ -35,16 +35,20 @@ type build struct {
 	r *buildRequest
 	s *store
 
-	name     string // the Dockerfile's, as positions have it
-	source   []byte
-	file     *dockerfile.File
-	plan     *dockerfile.Plan
-	bases    *bases
+	name   string // the Dockerfile's, as positions have it
+	source []byte
+	file   *dockerfile.File
+	plan   *dockerfile.Plan
+	bases  *bases
+	// contexts are those that are open, places those whose files are at hand, by name.
 	contexts map[string]*exec.Context
 	warnings warnings
-	// temp holds a context that came on standard input.
-	temp   string
-	remove func() error
+	places   places
+	// beside is the path of the Dockerfile among the caller's files, "" if it is none of them; ignore are the rules of the build context.
+	beside string
+	ignore *dockerfile.Ignore
+	// found are warnings about contexts, which the Dockerfile's check directives may silence.
+	found []dockerfile.Warning
 	// logs holds what steps print, if it is much.
 	logs       string
 	removeLogs func() error
@@ -75,6 +79,9 @@ func (c *BuildCmd) Run(ctx context.Context, g *Globals) error {
 	if c.Print != "" {
 		return b.print()
 	}
+	if err := b.openContexts(ctx); err != nil {
+		return err
+	}
 	return b.make(ctx)
 }
 
@@ -82,9 +89,7 @@ func (b *build) close() {
 	for _, c := range b.contexts {
 		c.Close()
 	}
-	if b.remove != nil {
-		b.remove()
-	}
+	b.places.remove()
 	if b.removeLogs != nil {
 		b.removeLogs()
 	}
@@ -98,167 +103,25 @@ func (b *build) logDir() (dir string, err error) {
 	return b.logs, err
 }
 
-// read opens the context and reads the Dockerfile and the ignore file.
+// read reads the Dockerfile, and opens the build context if it is the caller's directory, or was fetched for the Dockerfile in it.
 func (b *build) read(ctx context.Context) error {
-	dir, err := b.contextDir(ctx)
-	if err != nil {
+	if err := b.readDockerfile(ctx); err != nil {
 		return err
 	}
-	if b.source == nil {
-		if err := b.readDockerfile(dir); err != nil {
-			return err
-		}
-	}
 	b.g.addSource(b.name, b.source)
+	var err error
 	if b.file, err = dockerfile.Parse(b.name, b.source); err != nil {
 		return err
 	}
-	if err := b.openContext(dag.MainContext, dir, b.ignoreFiles(dir)); err != nil {
-		return err
-	}
-	for name, c := range b.r.Contexts {
-		if c.Kind == "dir" {
-			if err := b.openContext(name, c.Value, []string{filepath.Join(c.Value, ".dockerignore")}); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
-}
-
-// contextDir returns the build context's directory. Standard input is a tar, unpacked for the time of the build, or a Dockerfile.
-func (b *build) contextDir(ctx context.Context) (string, error) {
-	if b.r.Context != "-" {
-		info, err := os.Stat(b.r.Context)
-		if err != nil {
-			return "", withCode(exitUsage, fmt.Errorf("build context: %w", err))
-		}
-		if !info.IsDir() {
-			return "", withHint(exitUsage, fmt.Errorf("build context %s is not a directory", b.r.Context), "img build -f %s DIR", b.r.Context)
-		}
-		return filepath.Abs(b.r.Context)
-	}
-	var err error
-	if b.temp, b.remove, err = exec.TempDir(b.s.dir, "context-"); err != nil {
-		return "", err
-	}
-	text, err := exec.ReadContext(ctx, b.g.stdin, b.temp)
-	if err != nil {
-		return "", withCode(exitUsage, fmt.Errorf("build context on standard input: %w", err))
-	}
-	if text != nil {
-		b.name, b.source = "Dockerfile", text
-	}
-	return b.temp, nil
-}
-
-// maxDockerfile bounds a Dockerfile, in bytes.
-const maxDockerfile = 16 << 20
-
-func (b *build) readDockerfile(dir string) error {
-	if b.r.File == "-" {
-		data, err := io.ReadAll(io.LimitReader(b.g.stdin, maxDockerfile+1))
-		b.name, b.source = "Dockerfile", data
-		return err
-	}
-	candidates := []string{b.r.File}
-	if b.r.File == "" {
-		candidates = []string{filepath.Join(dir, "Dockerfile"), filepath.Join(dir, "dockerfile"), filepath.Join(dir, "Containerfile")}
-	} else if _, err := os.Stat(b.r.File); err != nil && !filepath.IsAbs(b.r.File) {
-		// The original img and buildx take -f relative to the working directory; docker build of old, to the context.
-		candidates = append(candidates, filepath.Join(dir, b.r.File))
-	}
-	for _, f := range candidates {
-		data, err := os.ReadFile(f)
-		if errors.Is(err, fs.ErrNotExist) {
-			continue
-		}
-		if err != nil {
-			return withCode(exitUsage, err)
-		}
-		b.name, b.source = shortName(f), data
+	if !b.contextLoaded() {
 		return nil
 	}
-	return withHint(exitUsage, fmt.Errorf("failed to read dockerfile: open %s: no such file or directory", candidates[0]),
-		"name it with -f FILE, or give the directory that holds it")
-}
-
-// shortName is a path as people typed it, or relative to where they are.
-func shortName(p string) string {
-	wd, err := os.Getwd()
-	if err != nil {
-		return p
-	}
-	if rel, err := filepath.Rel(wd, p); err == nil && !strings.HasPrefix(rel, "..") {
-		return rel
-	}
-	return p
-}
-
-// ignoreFiles are where the build context's ignore rules may stand; the first that exists counts alone.
-func (b *build) ignoreFiles(dir string) []string {
-	if b.c.Ignorefile != "" {
-		return []string{b.c.Ignorefile}
-	}
-	var out []string
-	if b.name != "" {
-		out = append(out, b.dockerfilePath(dir)+".dockerignore")
-	}
-	return append(out, filepath.Join(dir, ".dockerignore"))
-}
-
-func (b *build) dockerfilePath(dir string) string {
-	if b.r.File != "" && b.r.File != "-" {
-		return b.r.File
-	}
-	return filepath.Join(dir, filepath.Base(b.name))
-}
-
-func (b *build) openContext(name, dir string, ignoreFiles []string) error {
-	dir, err := filepath.Abs(dir)
-	if err != nil {
-		return err
-	}
-	if real, err := filepath.EvalSymlinks(dir); err == nil && real == "/" {
-		return withHint(exitUsage, fmt.Errorf("build context %s is the root directory, with /proc, /sys and all else", dir), "name the directory that holds the files")
-	}
-	var ignore *dockerfile.Ignore
-	rules := ""
-	for _, f := range ignoreFiles {
-		text, err := os.ReadFile(f)
-		if errors.Is(err, fs.ErrNotExist) && b.c.Ignorefile == "" {
-			continue
-		}
-		if err != nil {
-			return withCode(exitUsage, fmt.Errorf("ignore file: %w", err))
-		}
-		rules = shortName(f)
-		b.g.addSource(rules, text)
-		if ignore, err = dockerfile.ParseIgnore(rules, text); err != nil {
-			return err
-		}
-		break
-	}
-	sum := sha256.Sum256([]byte(dir))
-	index := filepath.Join(b.s.dir, "cache", "files", hex.EncodeToString(sum[:16]))
-	if b.temp != "" && dir == b.temp {
-		index = ""
-	}
-	c, err := exec.OpenContext(dir, ignore.Patterns(), rules, index)
-	if err != nil {
-		return withCode(exitUsage, fmt.Errorf("build context %s: %w", name, err))
-	}
-	c.RuleOf = func(path string) string {
-		_, line := ignore.Match(path)
-		return fmt.Sprintf("%s:%d", rules, line)
-	}
-	b.contexts[name] = c
-	return nil
+	return b.openContext(ctx, dag.MainContext)
 }
 
 // lower resolves the base images, side by side, and makes the plan.
 func (b *build) lower(ctx context.Context) error {
-	o := b.options()
+	o := b.options(ctx)
 	refs, err := b.file.Refs(o)
 	if err != nil {
 		return err
@@ -327,28 +190,18 @@ func (b *build) baseHint(ref dockerfile.BaseRef, err error) string {
 }
 
 // options are the Dockerfile's view of the command line.
-func (b *build) options() dockerfile.Options {
-	o := dockerfile.Options{
+func (b *build) options(ctx context.Context) dockerfile.Options {
+	return dockerfile.Options{
 		Target: b.c.Target, BuildArgs: b.r.BuildArgs, Labels: b.r.Labels,
 		Platform: b.r.Platform, BuildPlatform: b.r.Platform, PlatformImplied: len(b.c.Platform) == 0,
-		Contexts: map[string]dockerfile.Context{}, ProxyArgs: proxies(b.g.getenv),
-		NoCache: b.c.NoCache, NoCacheStages: b.r.NoCacheStage,
+		ProxyArgs: proxies(b.g.getenv),
+		NoCache:   b.c.NoCache, NoCacheStages: b.r.NoCacheStage,
 		Network: b.r.Network, Hosts: b.r.Hosts, Insecure: b.r.Insecurely,
 		Compression: b.compression(), Docker: b.r.Docker,
 		Epoch: b.r.Epoch, RewriteTimes: b.r.RewriteTimes,
-		Image: b.wantsImage(),
+		Image:    b.wantsImage(),
+		Contexts: b.namedContexts(), Ignore: b.ignore, ContextTime: b.contextTime(ctx), Found: b.found,
 	}
-	for name, c := range b.r.Contexts {
-		switch c.Kind {
-		case "dir":
-			o.Contexts[name] = dockerfile.Context{Local: true}
-		case "docker-image":
-			o.Contexts[name] = dockerfile.Context{Image: c.Value}
-		case "oci-layout":
-			o.Contexts[name] = dockerfile.Context{Layout: name}
-		}
-	}
-	return o
 }
 
 // compression is what the options ask for, or the outputs' attributes.

@@ -23,13 +23,13 @@ import (
 
 // BuildCmd is `img build`.
 type BuildCmd struct {
-	Path string `arg:"" name:"path" optional:"" help:"Build context: a directory, or - for a tar or a Dockerfile on standard input."`
+	Path string `arg:"" name:"path" optional:"" help:"Build context: a directory, the URL of a git repository, of a tar or of a Dockerfile, or - for a tar or a Dockerfile on standard input."`
 
-	File         []string `short:"f" sep:"none" group:"Input" placeholder:"FILE" help:"Dockerfile (default: PATH/Dockerfile); - is standard input."`
+	File         []string `short:"f" sep:"none" group:"Input" placeholder:"FILE" help:"Dockerfile (default: PATH/Dockerfile): a path, in a fetched context one inside it, a URL, or - for standard input."`
 	Target       string   `group:"Input" placeholder:"STAGE" help:"Stage to build."`
 	BuildArg     []string `sep:"none" group:"Input" placeholder:"K[=V]" help:"Set a build argument; without =V from the environment."`
-	BuildContext []string `sep:"none" group:"Input" placeholder:"NAME=VALUE" help:"Name another context: a directory, docker-image://REF, oci-layout://DIR[:TAG|@DIGEST]."`
-	Ignorefile   string   `group:"Input" placeholder:"FILE" help:"Ignore file in place of .dockerignore."`
+	BuildContext []string `sep:"none" group:"Input" placeholder:"NAME=VALUE" help:"Name another context: a directory, a URL of a git repository or a file, docker-image://REF, oci-layout://DIR[:TAG|@DIGEST]."`
+	Ignorefile   string   `group:"Input" placeholder:"FILE" help:"Ignore file in place of .dockerignore; of a fetched context it may be one inside it."`
 	Platform     []string `group:"Input" placeholder:"OS/ARCH" help:"Platform to build for."`
 	Pull         pullMode `group:"Input" placeholder:"WHEN" help:"Ask registries for base images: always, missing (default), newer, never."`
 	Offline      bool     `group:"Input" help:"Use no network for sources."`
@@ -263,15 +263,11 @@ type Secret struct {
 	ID, Src, Env string
 }
 
-// A NamedContext is one --build-context: Kind is "dir", "docker-image" or "oci-layout".
-type NamedContext struct {
-	Kind, Value string
-}
-
 // A buildRequest is what the options of a build mean.
 type buildRequest struct {
-	// Context is a directory or "-"; File is "" for the default, "-" for standard input.
-	Context, File string
+	// Context is where the build context is, of a kind that has files; File is "" for the default, "-" for standard input, or an http(s) URL.
+	Context NamedContext
+	File    string
 	// Tags are full references.
 	Tags         []string
 	Outputs      []Output
@@ -328,23 +324,18 @@ func (c *BuildCmd) input(r *buildRequest, g *Globals) (err error) {
 		return withHint(exitUsage, fmt.Errorf("a build context is missing"), "img build [OPTIONS] PATH, often: img build .")
 	case len(c.File) > 1:
 		return usagef("-f: one Dockerfile alone can be built, %d are given", len(c.File))
-	case isURL(c.Path):
-		return usagef("%s: contexts from the network are not served; fetch it and build the directory", c.Path)
 	}
-	r.Context = c.Path
+	r.Context = mainContext(c.Path)
 	if len(c.File) == 1 {
 		r.File = c.File[0]
 	}
-	if r.Context == "-" && r.File == "-" {
+	if r.Context.Kind == streamContext && r.File == "-" {
 		return usagef("standard input cannot be both the context and the Dockerfile")
-	}
-	if isURL(r.File) {
-		return usagef("-f %s: Dockerfiles from the network are not served", r.File)
 	}
 	if r.BuildArgs, err = c.buildArgs(g.getenv); err != nil {
 		return err
 	}
-	if r.Contexts, err = parseContexts(c.BuildContext); err != nil {
+	if r.Contexts, err = parseContexts(c.BuildContext, g); err != nil {
 		return err
 	}
 	if r.Platform, err = hostPlatform(c.Platform); err != nil {
@@ -361,15 +352,6 @@ func (c *BuildCmd) input(r *buildRequest, g *Globals) (err error) {
 		r.Pull = pullNever
 	}
 	return nil
-}
-
-func isURL(s string) bool {
-	for _, prefix := range []string{"http://", "https://", "git://", "ssh://", "git@", "github.com/"} {
-		if strings.HasPrefix(s, prefix) {
-			return true
-		}
-	}
-	return false
 }
 
 // buildArgs gives the arguments. One without a value is the environment's, and not given if that has none. As with
@@ -389,25 +371,6 @@ func (c *BuildCmd) buildArgs(getenv func(string) string) (map[string]string, err
 		args[name] = value
 	}
 	return args, nil
-}
-
-func parseContexts(list []string) (map[string]NamedContext, error) {
-	out := map[string]NamedContext{}
-	for _, s := range list {
-		name, value, ok := strings.Cut(s, "=")
-		if !ok || name == "" || value == "" {
-			return nil, usagef("--build-context %q: the form is NAME=VALUE", s)
-		}
-		c := NamedContext{Kind: "dir", Value: value}
-		if kind, rest, ok := strings.Cut(value, "://"); ok {
-			if kind != "docker-image" && kind != "oci-layout" {
-				return nil, usagef("--build-context %s: %s:// contexts are not served", name, kind)
-			}
-			c = NamedContext{Kind: kind, Value: rest}
-		}
-		out[strings.ToLower(name)] = c
-	}
-	return out, nil
 }
 
 // hostPlatform accepts the platform of this machine alone.

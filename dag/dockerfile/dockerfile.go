@@ -53,8 +53,12 @@ type Options struct {
 	Platform, BuildPlatform string
 	// PlatformImplied: nobody asked for Platform, it is the default. An image made from one of another platform stays one of that.
 	PlatformImplied bool
-	// Contexts by lower-case name; the build context itself is not in it.
+	// Contexts by lower-case name, or "name::platform" for one platform alone; the build context itself is not in it.
 	Contexts map[string]Context
+	// Ignore is the ignore file of the build context, nil for none: CopyIgnoredFile looks at it.
+	Ignore *Ignore `json:"-"`
+	// Found are warnings of the caller's about what surrounds the Dockerfile; check directives apply to them as to all others.
+	Found []Warning
 	// ProxyArgs are the caller's proxy variables, usable without declaration.
 	ProxyArgs map[string]string
 	NoCache   bool

@@ -50,11 +50,11 @@ func (b *build) epochOf(value string, stages []instructions.Stage) (*int64, erro
 	if value == dag.MainContext {
 		return b.contextTime(value)
 	}
-	if c, ok := b.context(value); ok {
+	if key, c, ok := b.context(value, b.buildPlatform); ok {
 		if c.Image != "" || c.Layout != "" {
 			return nil, nil // an image has no time of its own
 		}
-		return b.contextTime(contextKey(b.o.Contexts, value))
+		return b.contextTime(key)
 	}
 	var names []string
 	for _, st := range stages {

@@ -134,6 +134,9 @@ func (f *File) prepare(o Options) (_ *build, err error) {
 	for _, st := range sources {
 		b.stageNames = append(b.stageNames, st.Name)
 	}
+	for _, w := range o.Found {
+		b.warn(b.lint, w.Rule, w.Pos, w.Text)
+	}
 	b.checkFile(sources, globals)
 	if err := b.scope(sources, globals); err != nil {
 		return nil, err
@@ -219,8 +222,8 @@ func (b *build) addStage(index int, st instructions.Stage) error {
 	b.stages = append(b.stages, s)
 	if s.name != "" {
 		defer func() { b.byName[s.name] = s }()
-		if c, ok := b.context(s.name); ok {
-			s.replaced, s.outside = true, b.contextOutside(s.name, c)
+		if key, c, ok := b.context(s.name, s.platform); ok {
+			s.replaced, s.outside = true, contextOutside(s.name, key, c)
 			return nil
 		}
 	}
@@ -236,7 +239,7 @@ func (b *build) stageBase(s *stage, pos dag.Pos) (err error) {
 	if s.source.BaseName == scratch {
 		return nil
 	}
-	s.outside, err = b.outside(s.source.BaseName)
+	s.outside, err = b.outside(s.source.BaseName, s.platform)
 	if err != nil {
 		return &Error{Pos: pos, Err: err, Hint: didYouMean(nearest(s.source.BaseName, b.stageNames[:s.index]))}
 	}
@@ -268,26 +271,31 @@ func (b *build) stagePlatform(s *stage, st instructions.Stage) error {
 	return nil
 }
 
-// context returns the named build context of a name, as buildx writes names: familiar, without ":latest".
-func (b *build) context(name string) (Context, bool) {
+// context returns the named build context of a name for a platform, and the key under which Options and the executor know it. The one for
+// the platform alone goes first. Names are compared as buildx writes them: familiar, without ":latest"; case does not count.
+func (b *build) context(name string, p platforms.Platform) (key string, c Context, ok bool) {
 	if strings.EqualFold(name, scratch) || strings.EqualFold(name, dag.MainContext) {
-		return Context{}, false
+		return "", Context{}, false
 	}
-	if c, ok := b.o.Contexts[strings.ToLower(name)]; ok {
-		return c, true
+	names := []string{strings.ToLower(name)}
+	if named, err := reference.ParseNormalizedNamed(name); err == nil {
+		names = append(names, strings.ToLower(strings.TrimSuffix(reference.FamiliarString(named), ":latest")))
 	}
-	named, err := reference.ParseNormalizedNamed(name)
-	if err != nil {
-		return Context{}, false
+	for _, suffix := range []string{"::" + formatPlatform(p), ""} {
+		for _, n := range names {
+			if c, ok := b.o.Contexts[n+suffix]; ok {
+				return n + suffix, c, true
+			}
+		}
 	}
-	c, ok := b.o.Contexts[strings.ToLower(strings.TrimSuffix(reference.FamiliarString(named), ":latest"))]
-	return c, ok
+	return "", Context{}, false
 }
 
-func (b *build) contextOutside(name string, c Context) outside {
+// contextOutside is what a context of a key stands for where the Dockerfile has name.
+func contextOutside(name, key string, c Context) outside {
 	switch {
 	case c.Local:
-		return outside{ref: name, local: contextKey(b.o.Contexts, name)}
+		return outside{ref: name, local: key}
 	case c.Layout != "":
 		return outside{ref: name, layout: c.Layout}
 	case c.Image == scratch:
@@ -296,22 +304,10 @@ func (b *build) contextOutside(name string, c Context) outside {
 	return outside{ref: c.Image, named: name}
 }
 
-// contextKey returns the name under which the executor knows a context.
-func contextKey(contexts map[string]Context, name string) string {
-	if _, ok := contexts[strings.ToLower(name)]; ok {
-		return strings.ToLower(name)
-	}
-	named, err := reference.ParseNormalizedNamed(name)
-	if err != nil {
-		return name
-	}
-	return strings.ToLower(strings.TrimSuffix(reference.FamiliarString(named), ":latest"))
-}
-
-// outside finds what a name that is no stage stands for: a named context, else an image.
-func (b *build) outside(name string) (outside, error) {
-	if c, ok := b.context(name); ok {
-		return b.contextOutside(name, c), nil
+// outside finds what a name that is no stage stands for on a platform: a named context, else an image.
+func (b *build) outside(name string, p platforms.Platform) (outside, error) {
+	if key, c, ok := b.context(name, p); ok {
+		return contextOutside(name, key, c), nil
 	}
 	if _, err := reference.ParseNormalizedNamed(name); err != nil {
 		return outside{}, fmt.Errorf("failed to parse stage name %q: %w", name, err)
@@ -414,7 +410,7 @@ func (b *build) origin(s *stage, name string, pos dag.Pos) (origin, error) {
 	if name == scratch {
 		return origin{}, nil
 	}
-	x, err := b.outside(name)
+	x, err := b.outside(name, b.platform)
 	if err != nil {
 		return origin{}, &Error{Pos: pos, Err: err, Hint: didYouMean(nearest(name, b.stageNames))}
 	}
