@@ -1,6 +1,7 @@
 package exec
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -92,6 +93,36 @@ func (c *Context) hide(dir string) {
 	if err == nil && rel != ".." && !strings.HasPrefix(rel, "../") {
 		c.own = rel
 	}
+}
+
+// ReadInside reads a file of a directory that somebody else filled. Links in the path are followed as if the directory were the root, so
+// that none leads out. More than limit bytes, and what is no regular file, are errors.
+func ReadInside(dir, name string, limit int) ([]byte, error) {
+	root, err := os.OpenFile(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer root.Close()
+	fd, err := unix.Openat2(int(root.Fd()), name, &unix.OpenHow{
+		Flags:   unix.O_RDONLY | unix.O_CLOEXEC | unix.O_NONBLOCK, // a fifo must not keep the build waiting
+		Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS,
+	})
+	if errors.Is(err, unix.ENOTDIR) {
+		err = unix.ENOENT // a component is a file: there is nothing of that name
+	}
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: name, Err: err}
+	}
+	f := os.NewFile(uintptr(fd), name)
+	defer f.Close()
+	if st, err := f.Stat(); err != nil || !st.Mode().IsRegular() {
+		return nil, cmp.Or(err, error(&os.PathError{Op: "read", Path: name, Err: errors.New("it is no regular file")}))
+	}
+	data, err := io.ReadAll(io.LimitReader(f, int64(limit)+1))
+	if err == nil && len(data) > limit {
+		err = &os.PathError{Op: "read", Path: name, Err: fmt.Errorf("more than %d MiB", limit>>20)}
+	}
+	return data, err
 }
 
 // openIn opens a path inside a directory for reading; no component may be a link, and none leads out.

@@ -64,7 +64,9 @@ func mainContext(path string) NamedContext {
 	return NamedContext{dirContext, path}
 }
 
-func isHTTP(s string) bool { return strings.HasPrefix(s, "http://") || strings.HasPrefix(s, "https://") }
+func isHTTP(s string) bool {
+	return strings.HasPrefix(s, "http://") || strings.HasPrefix(s, "https://")
+}
 
 // parseContexts reads every --build-context, by name.
 func parseContexts(list []string, g *Globals) (map[string]NamedContext, error) {

@@ -51,7 +51,7 @@ func (c *ImportCmd) Run(ctx context.Context, g *Globals) error {
 			return err
 		}
 	}
-	if isURL(c.Source) {
+	if isHTTP(c.Source) || isGitURL(c.Source) {
 		return usagef("%s: imports from the network are not served; fetch it first", c.Source)
 	}
 	in, err := openInput(g, c.Source)

@@ -130,12 +130,12 @@ func TestBuildRequest(t *testing.T) {
 	}{
 		{". -t app -t quay.io/a/b:1", nil, func(r *buildRequest) any { return r.Tags }, []string{"docker.io/library/app:latest", "quay.io/a/b:1"}},
 		{"-t=app .", nil, func(r *buildRequest) any { return r.Tags }, []string{"docker.io/library/app:latest"}},
-		{"- -t name", nil, func(r *buildRequest) any { return r.Context }, "-"},
+		{"- -t name", nil, func(r *buildRequest) any { return r.Context }, NamedContext{"-", "-"}},
 		{". -f -", nil, func(r *buildRequest) any { return r.File }, "-"},
 		{". --build-arg A=1,2 --build-arg B --build-arg C", map[string]string{"B": "b"}, func(r *buildRequest) any { return r.BuildArgs }, map[string]string{"A": "1,2", "B": "b"}},
 		{". --label a=1 --label b", nil, func(r *buildRequest) any { return r.Labels }, map[string]string{"a": "1", "b": ""}},
 		{". --pull", nil, func(r *buildRequest) any { return r.Pull }, "always"},
-		{"--pull .", nil, func(r *buildRequest) any { return []string{r.Pull, r.Context} }, []string{"always", "."}},
+		{"--pull .", nil, func(r *buildRequest) any { return []string{r.Pull, r.Context.Value} }, []string{"always", "."}},
 		{". --pull=newer", nil, func(r *buildRequest) any { return r.Pull }, "newer"},
 		{". --pull=false", nil, func(r *buildRequest) any { return r.Pull }, "missing"},
 		{". --offline", nil, func(r *buildRequest) any { return r.Pull }, "never"},
@@ -157,7 +157,7 @@ func TestBuildRequest(t *testing.T) {
 		{". --no-cache-filter a,b", nil, func(r *buildRequest) any { return r.NoCacheStage }, []string{"a", "b"}},
 		{".", map[string]string{"SOURCE_DATE_EPOCH": "1700000000"}, func(r *buildRequest) any { return []any{r.Epoch, r.BuildArgs["SOURCE_DATE_EPOCH"]} }, []any{&yes, "1700000000"}},
 		{". --timestamp 1700000000 --rewrite-timestamp=false", map[string]string{"SOURCE_DATE_EPOCH": "5"}, func(r *buildRequest) any { return []any{r.Epoch, r.RewriteTimes} }, []any{&yes, false}},
-		{". --rm --force-rm=false --layers --compress --disable-content-trust --builder x --provenance=false --sbom=false --call build", nil, func(r *buildRequest) any { return r.Context }, "."},
+		{". --rm --force-rm=false --layers --compress --disable-content-trust --builder x --provenance=false --sbom=false --call build", nil, func(r *buildRequest) any { return r.Context.Value }, "."},
 		{". --format docker", nil, func(r *buildRequest) any { return r.Docker }, true},
 		{".", map[string]string{"IMG_PROGRESS": "plain"}, func(r *buildRequest) any { return r.Progress }, "plain"},
 		{". --progress=tty", map[string]string{"IMG_BUILD_PROGRESS": "plain"}, func(r *buildRequest) any { return r.Progress }, "tty"},
@@ -179,7 +179,6 @@ func TestBuildRequest(t *testing.T) {
 // What cannot be done is refused by name, with a reason.
 func TestBuildRefusals(t *testing.T) {
 	for args, says := range map[string]string{
-		"https://example.com/x.git":             "contexts from the network",
 		". -f a -f b":                           "one Dockerfile",
 		"- -f -":                                "cannot be both",
 		". --platform plan9/386":                "only this machine's",
@@ -215,7 +214,7 @@ func TestBuildRefusals(t *testing.T) {
 		". --add-host a:host-gateway":           "no host-gateway",
 		". --add-host a:b":                      "no IP address",
 		". --build-context a":                   "NAME=VALUE",
-		". --build-context a=https://x":         "not served",
+		". --build-context a=target:b":          "bake file",
 		". --timestamp yesterday":               "seconds since 1970",
 		". --timestamp 1 --source-date-epoch 2": "differ",
 		". --jobs=-1":                           "negative",
