@@ -1,6 +1,6 @@
 package dag
 
-// An Op is what a vertex does. The set is closed: Image, Run, Copy, Mkdir, Pack, Manifest.
+// An Op is what a vertex does. The set is closed: Image, Run, Copy, Mkdir, Pack, Manifest, Index.
 //
 // Every exported field of an op is part of the vertex's cache key, unless it carries the tag `key:"-"`; a test in
 // package exec changes each field and looks.
@@ -195,8 +195,27 @@ type Manifest struct {
 	// Docker makes Docker's media types.
 	Docker bool   `json:"docker,omitempty"`
 	Epoch  *int64 `json:"epoch,omitempty"`
-	// Annotations of the manifest.
+	// Annotations of the manifest; Descriptor those of what names it: an entry of an index.
 	Annotations map[string]string `json:"annotations,omitempty"`
+	Descriptor  map[string]string `json:"descriptor,omitempty"`
+}
+
+// Index makes an image index of the images of several platforms.
+type Index struct {
+	Images []IndexImage `json:"images"`
+	// Docker makes a manifest list with Docker's media type.
+	Docker bool `json:"docker,omitempty"`
+	// Annotations of the index; Descriptor those of what names it: an entry of an archive's index.json.
+	Annotations map[string]string `json:"annotations,omitempty"`
+	Descriptor  map[string]string `json:"descriptor,omitempty"`
+}
+
+// An IndexImage is an entry of an Index.
+type IndexImage struct {
+	// Manifest is an input that is a Manifest vertex.
+	Manifest Ref `json:"manifest"`
+	// Platform is the entry's, normalised: "linux/arm64", "linux/arm/v7", "windows(10.0.1)/amd64".
+	Platform string `json:"platform"`
 }
 
 func (*Image) Kind() string    { return "image" }
@@ -205,6 +224,7 @@ func (*Copy) Kind() string     { return "copy" }
 func (*Mkdir) Kind() string    { return "mkdir" }
 func (*Pack) Kind() string     { return "pack" }
 func (*Manifest) Kind() string { return "manifest" }
+func (*Index) Kind() string    { return "index" }
 
 func (*Image) op()    {}
 func (*Run) op()      {}
@@ -212,3 +232,4 @@ func (*Copy) op()     {}
 func (*Mkdir) op()    {}
 func (*Pack) op()     {}
 func (*Manifest) op() {}
+func (*Index) op()    {}

@@ -87,7 +87,7 @@ func (x *Executor) Tier() int {
 }
 
 // Versions of what each kind of step does. A number is raised whenever a result may differ from the one that an older img made.
-var semantics = map[string]int{"image": 1, "run": 3, "copy": 3, "mkdir": 2, "pack": 1, "manifest": 1}
+var semantics = map[string]int{"image": 1, "run": 3, "copy": 3, "mkdir": 2, "pack": 1, "manifest": 1, "index": 1}
 
 // Key implements engine.Executor.
 func (x *Executor) Key(ctx context.Context, v *dag.Vertex, in []cache.Output, h *cache.Hash) error {
@@ -110,6 +110,8 @@ func (x *Executor) Key(ctx context.Context, v *dag.Vertex, in []cache.Output, h 
 		return nil
 	case *dag.Manifest:
 		return manifestKey(h, op, in)
+	case *dag.Index:
+		return indexKey(h, op, in)
 	}
 	return fmt.Errorf("unknown kind of step %q", v.Op.Kind())
 }
@@ -123,6 +125,8 @@ func (x *Executor) Usable(ctx context.Context, v *dag.Vertex, r cache.Record) bo
 		return x.havePacked(ctx, r.Output)
 	case *dag.Manifest:
 		return x.haveManifest(ctx, r.Output)
+	case *dag.Index:
+		return x.haveIndex(ctx, r.Output)
 	}
 	// A record of a weaker sandbox stands only where this build could do no better.
 	n := snapshot.Name(r.Output)
@@ -142,7 +146,7 @@ func (x *Executor) Exec(ctx context.Context, v *dag.Vertex, in []cache.Output, l
 	case *dag.Image:
 		out, err = x.image(ctx, op)
 	case *dag.Run:
-		out, warnings, err = x.run(ctx, op, in, log)
+		out, warnings, err = x.run(ctx, op, v.Platform, in, log)
 		return engine.Result{Output: out, Tier: x.Tier(), Warnings: warnings}, err
 	case *dag.Copy:
 		out, warnings, err = x.copy(ctx, op, in)
@@ -152,6 +156,8 @@ func (x *Executor) Exec(ctx context.Context, v *dag.Vertex, in []cache.Output, l
 		out, err = x.pack(ctx, op, in)
 	case *dag.Manifest:
 		out, err = x.manifest(ctx, op, in)
+	case *dag.Index:
+		out, err = x.index(ctx, op, in)
 	default:
 		err = fmt.Errorf("unknown kind of step %q", v.Op.Kind())
 	}

@@ -3,6 +3,7 @@ package exec
 import (
 	"bufio"
 	"context"
+	"io"
 	"maps"
 	"os"
 	"path"
@@ -18,42 +19,64 @@ import (
 func sortedKeys[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }
 
 type exportArgs struct {
-	Name  snapshot.Name
+	Parts []exportPart
 	Epoch *int64
 }
 
-// WriteTar writes the whole file system that a vertex made as a tar with its intended owners.
-func (x *Executor) WriteTar(ctx context.Context, out cache.Output, epoch *int64, to *os.File) error {
-	n := snapshot.Name(out)
-	if err := x.materialize(ctx, n); err != nil {
-		return err
+type exportPart struct {
+	Name snapshot.Name
+	Dir  string
+}
+
+// A Part is a whole file system of a tar.
+type Part struct {
+	Files cache.Output
+	// Dir is the directory it is put into, one name; "" is the root.
+	Dir string
+}
+
+// WriteTar writes the whole file systems that vertices made as one tar with their intended owners.
+func (x *Executor) WriteTar(ctx context.Context, parts []Part, epoch *int64, to *os.File) error {
+	a := exportArgs{Epoch: epoch}
+	for _, p := range parts {
+		n := snapshot.Name(p.Files)
+		if err := x.materialize(ctx, n); err != nil {
+			return err
+		}
+		a.Parts = append(a.Parts, exportPart{n, p.Dir})
 	}
-	return x.call(ctx, "export", exportArgs{n, epoch}, nil, to)
+	return x.call(ctx, "export", a, nil, to)
 }
 
 func (w *world) export(ctx context.Context, a exportArgs, files []*os.File) (struct{}, error) {
-	none := struct{}{}
-	view, err := w.snaps.View(a.Name)
+	out := bufio.NewWriterSize(files[0], 256<<10)
+	for i, p := range a.Parts {
+		o := layer.WriteOptions{Epoch: a.Epoch, Root: true, Below: p.Dir, More: i+1 < len(a.Parts)}
+		if err := w.exportPart(ctx, out, p.Name, o); err != nil {
+			return struct{}{}, err
+		}
+	}
+	return struct{}{}, out.Flush()
+}
+
+func (w *world) exportPart(ctx context.Context, out io.Writer, n snapshot.Name, o layer.WriteOptions) error {
+	view, err := w.snaps.View(n)
 	if err != nil {
-		return none, err
+		return err
 	}
 	defer view.Close()
-	at, release, err := w.snaps.Mount(ctx, a.Name)
+	at, release, err := w.snaps.Mount(ctx, n)
 	if err != nil {
-		return none, err
+		return err
 	}
 	defer release()
 	dir, err := os.Open(at)
 	if err != nil {
-		return none, err
+		return err
 	}
 	defer dir.Close()
-	out := bufio.NewWriterSize(files[0], 256<<10)
 	each := func(yield func(snapshot.Entry) error) error { return view.Walk(".", yield) }
-	if err := layer.Write(ctx, out, each, dir, layer.WriteOptions{Epoch: a.Epoch, Root: true}); err != nil {
-		return none, err
-	}
-	return none, out.Flush()
+	return layer.Write(ctx, out, each, dir, o)
 }
 
 // removeArgs names what is to be deleted: snapshots, and cache mounts by the directory's name.

@@ -7,13 +7,16 @@ import (
 	"strings"
 	"testing"
 
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+
 	"img/cache"
 	"img/dag"
+	"img/registry/image"
 	"img/registry/layout"
 	"img/snapshot"
 )
 
-// A keyer computes keys of vertices whose inputs are made up: two snapshots, two packed layers, two contexts.
+// A keyer computes keys of vertices whose inputs are made up: two snapshots, two packed layers, two images, two contexts.
 type keyer struct {
 	x  *Executor
 	in []cache.Output
@@ -41,6 +44,13 @@ func newKeyer(t *testing.T) *keyer {
 	k := &keyer{x: x, in: []cache.Output{"sha256:" + cache.Output(strings.Repeat("1", 64)), "sha256:" + cache.Output(strings.Repeat("2", 64))}}
 	for i := range 2 {
 		out, err := encode(packed{Layer: dag.Layer{DiffID: fmt.Sprint("diff", i), Digest: fmt.Sprint("digest", i)}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		k.in = append(k.in, out)
+	}
+	for i := range 2 {
+		out, err := encode(Built{Manifest: v1.Descriptor{Digest: image.Digest([]byte{byte(i)})}, Config: image.Digest(nil)})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -85,7 +95,10 @@ func samples() map[string]dag.Op {
 		"mkdir": &dag.Mkdir{Base: 0, Path: "/p", User: "u"},
 		"pack":  &dag.Pack{Of: 0, Compression: dag.Gzip, Docker: true, Epoch: number64(1), FromContext: true},
 		"manifest": &dag.Manifest{Config: []byte("{}"), BaseHistory: 1, BaseLayers: []dag.Layer{{DiffID: "d", Digest: "g", Size: 1, MediaType: "m",
-			URLs: []string{"u"}}}, Packs: []dag.Ref{2}, Docker: true, Epoch: number64(1), Annotations: map[string]string{"k": "v"}},
+			URLs: []string{"u"}}}, Packs: []dag.Ref{2}, Docker: true, Epoch: number64(1), Annotations: map[string]string{"k": "v"},
+			Descriptor: map[string]string{"k": "v"}},
+		"index": &dag.Index{Images: []dag.IndexImage{{Manifest: 4, Platform: "linux/arm64"}}, Docker: true,
+			Annotations: map[string]string{"k": "v"}, Descriptor: map[string]string{"k": "v"}},
 	}
 }
 

@@ -2,6 +2,7 @@ package exec
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"fmt"
 	"time"
@@ -14,13 +15,17 @@ import (
 	"img/snapshot"
 )
 
-// Built is the output of a Manifest: the image's manifest and the digest of its configuration.
+// Built is the output of a Manifest: the image's manifest and the digest of its configuration. For an Index, it is the index, and no
+// configuration.
 type Built struct {
 	Manifest v1.Descriptor `json:"manifest"`
-	Config   v1.Hash       `json:"config"`
+	Config   v1.Hash       `json:"config,omitzero"`
 }
 
-// BuiltImage reads the output of a Manifest vertex.
+// ID is the image's id as Docker and --iidfile have it: the configuration's digest, for an index its own.
+func (b Built) ID() v1.Hash { return cmp.Or(b.Config, b.Manifest.Digest) }
+
+// BuiltImage reads the output of a Manifest or an Index vertex.
 func BuiltImage(out cache.Output) (Built, error) { return decode[Built](out) }
 
 func manifestKey(h *cache.Hash, op *dag.Manifest, in []cache.Output) error {
@@ -28,9 +33,8 @@ func manifestKey(h *cache.Hash, op *dag.Manifest, in []cache.Output) error {
 	h.Line("base history", op.BaseHistory)
 	h.Line("docker", op.Docker)
 	h.Line("epoch", op.Epoch)
-	for _, k := range sortedKeys(op.Annotations) {
-		h.Line("annotation", k, op.Annotations[k])
-	}
+	annotationKeys(h, "annotation", op.Annotations)
+	annotationKeys(h, "descriptor", op.Descriptor)
 	for _, l := range op.BaseLayers {
 		h.Line("base", l.DiffID, l.Digest, l.Size, l.MediaType, l.URLs)
 	}
@@ -77,6 +81,7 @@ func (x *Executor) manifest(ctx context.Context, op *dag.Manifest, in []cache.Ou
 	if err != nil {
 		return "", err
 	}
+	img.Descriptor.Annotations = op.Descriptor
 	cd := img.Manifest.Config
 	if err := x.o.Layout.Push(ctx, cd, bytes.NewReader(img.RawConfig)); err != nil {
 		return "", err

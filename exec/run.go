@@ -52,7 +52,7 @@ type runArgs struct {
 	Mounts   []mountArgs
 }
 
-func (x *Executor) run(ctx context.Context, op *dag.Run, in []cache.Output, log io.Writer) (cache.Output, []cache.Warning, error) {
+func (x *Executor) run(ctx context.Context, op *dag.Run, platform string, in []cache.Output, log io.Writer) (cache.Output, []cache.Warning, error) {
 	if !slices.Contains([]string{"", "none", "host"}, op.Network) {
 		return "", nil, fmt.Errorf("RUN with the network %q: this version of img has default, host and none", op.Network)
 	}
@@ -72,9 +72,9 @@ func (x *Executor) run(ctx context.Context, op *dag.Run, in []cache.Output, log 
 	if err != nil {
 		return "", nil, err
 	}
-	printed := make(chan error, 1)
+	printed, end := make(chan error, 1), &ending{w: log}
 	go func() {
-		_, err := io.Copy(log, r)
+		_, err := io.Copy(end, r)
 		printed <- err
 	}()
 	var out snapshot.Name
@@ -86,7 +86,7 @@ func (x *Executor) run(ctx context.Context, op *dag.Run, in []cache.Output, log 
 	if err == nil {
 		err = x.unchanged(ctx, op)
 	}
-	return cache.Output(out), a.notGiven(), err
+	return cache.Output(out), a.notGiven(), end.foreign(err, platform)
 }
 
 // outputPipe is a pipe whose writing end blocks, as programs expect of their standard output. Those of os.Pipe do not: a step that prints

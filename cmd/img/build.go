@@ -117,14 +117,13 @@ func (b *build) read(ctx context.Context) error {
 
 // lower resolves the base images, side by side, and makes the plan.
 func (b *build) lower(ctx context.Context) error {
-	o := b.options(ctx)
-	refs, err := b.file.Refs(o)
+	refs, err := b.refs(ctx)
 	if err != nil {
 		return err
 	}
 	b.bases = &bases{
-		g: b.g, s: b.s, pull: b.r.Pull, insec: b.r.Insecure, layouts: b.r.Contexts,
-		from: map[v1.Hash]image.Fetcher{}, fetched: map[string]*image.Image{},
+		g: b.g, s: b.s, pull: b.r.Pull, insec: b.r.Insecure, implied: b.r.Implied, layouts: b.r.Contexts,
+		from: map[v1.Hash]image.Fetcher{}, fetched: map[string]*fetched{},
 	}
 	images := map[dockerfile.BaseRef]*image.Image{}
 	var mu sync.Mutex
@@ -144,7 +143,7 @@ func (b *build) lower(ctx context.Context) error {
 	if err := g.Wait(); err != nil {
 		return err
 	}
-	b.plan, err = dockerfile.Lower(b.file, o, func(ref dockerfile.BaseRef) (*image.Image, error) {
+	base := func(ref dockerfile.BaseRef) (*image.Image, error) {
 		if found, ok := images[ref]; ok {
 			return found, nil
 		}
@@ -155,7 +154,8 @@ func (b *build) lower(ctx context.Context) error {
 		}
 		images[ref] = found
 		return found, nil
-	})
+	}
+	b.plan, err = b.plans(ctx, base)
 	if b.plan != nil {
 		b.warnings.add(b.plan.Warnings...)
 	}
@@ -164,6 +164,38 @@ func (b *build) lower(ctx context.Context) error {
 		return err
 	}
 	return b.strict()
+}
+
+// refs are the bases of all platforms, once each.
+func (b *build) refs(ctx context.Context) (out []dockerfile.BaseRef, err error) {
+	for _, p := range b.r.Platforms {
+		refs, err := b.file.Refs(b.options(ctx, p))
+		if err != nil {
+			return nil, err
+		}
+		for _, ref := range refs {
+			if !slices.Contains(out, ref) {
+				out = append(out, ref)
+			}
+		}
+	}
+	return out, nil
+}
+
+// plans lowers the Dockerfile for each platform and makes one plan of it. With an error, the plan has only warnings, if it is there.
+func (b *build) plans(ctx context.Context, base func(dockerfile.BaseRef) (*image.Image, error)) (*dockerfile.Plan, error) {
+	var plans []*dockerfile.Plan
+	for _, p := range b.r.Platforms {
+		plan, err := dockerfile.Lower(b.file, b.options(ctx, p), base)
+		if err != nil {
+			return plan, err
+		}
+		plans = append(plans, plan)
+	}
+	if !b.r.Indexed {
+		return plans[0], nil
+	}
+	return dockerfile.Merge(plans, b.r.Annotations)
 }
 
 // baseError is a base image that cannot be had.
@@ -176,6 +208,10 @@ func (b *build) baseHint(ref dockerfile.BaseRef, err error) string {
 	if !errors.Is(err, image.ErrNotFound) && b.r.Pull == pullNever {
 		return ""
 	}
+	var known *coded
+	if errors.As(err, &known) && known.hint != "" {
+		return known.hint
+	}
 	if near := b.file.NearestStage(ref.Ref); near != "" {
 		return fmt.Sprintf("did you mean the stage %q?", near)
 	}
@@ -185,11 +221,11 @@ func (b *build) baseHint(ref dockerfile.BaseRef, err error) string {
 	return "`img ls` shows the local images; --build-context NAME=oci-layout://DIR names one on disk"
 }
 
-// options are the Dockerfile's view of the command line.
-func (b *build) options(ctx context.Context) dockerfile.Options {
+// options are the Dockerfile's view of the command line, for one platform.
+func (b *build) options(ctx context.Context, platform string) dockerfile.Options {
 	return dockerfile.Options{
 		Target: b.c.Target, BuildArgs: b.r.BuildArgs, Labels: b.r.Labels,
-		Platform: b.r.Platform, BuildPlatform: b.r.Platform, PlatformImplied: len(b.c.Platform) == 0,
+		Annotations: b.r.Annotations, Platform: platform, BuildPlatform: b.r.Host, PlatformImplied: b.r.Implied,
 		ProxyArgs: proxies(b.g.getenv),
 		NoCache:   b.c.NoCache, NoCacheStages: b.r.NoCacheStage,
 		Network: b.r.Network, Hosts: b.r.Hosts, Insecure: b.r.Insecurely,
@@ -241,14 +277,24 @@ func (b *build) print() error {
 	return err
 }
 
+// image is the vertex that makes the image or the index; dag.Empty for none.
+func (b *build) image() dag.ID {
+	if b.plan.Index != dag.Empty {
+		return b.plan.Index
+	}
+	return b.plan.Targets[0].Manifest
+}
+
 // targets are the vertices that the results need.
 func (b *build) targets() []dag.ID {
 	var out []dag.ID
-	if b.plan.Manifest != dag.Empty {
-		out = append(out, b.plan.Manifest)
+	if image := b.image(); image != dag.Empty {
+		out = append(out, image)
 	}
-	if b.plan.Files != dag.Empty {
-		out = append(out, b.plan.Files)
+	for _, t := range b.plan.Targets {
+		if t.Files != dag.Empty {
+			out = append(out, t.Files)
+		}
 	}
 	return out
 }
@@ -259,7 +305,9 @@ func (b *build) make(ctx context.Context) error {
 	if b.c.Quiet {
 		mode = progress.Quiet
 	}
-	display := progress.New(mode, b.g.stderr, progress.Options{Getenv: b.g.getenv, LogDir: b.logDir})
+	display := progress.New(mode, b.g.stderr, progress.Options{
+		Getenv: b.g.getenv, LogDir: b.logDir, Platforms: b.r.Indexed || b.r.Platforms[0] != b.r.Host,
+	})
 	x, outs, err := b.solve(ctx, display)
 	display.Close()
 	b.sayWarnings()

@@ -19,6 +19,7 @@ import (
 
 	"img/cmd/img/progress"
 	"img/dag"
+	"img/dag/dockerfile"
 )
 
 // BuildCmd is `img build`.
@@ -30,7 +31,7 @@ type BuildCmd struct {
 	BuildArg     []string `sep:"none" group:"Input" placeholder:"K[=V]" help:"Set a build argument; without =V from the environment."`
 	BuildContext []string `sep:"none" group:"Input" placeholder:"NAME=VALUE" help:"Name another context: a directory, a URL of a git repository or a file, docker-image://REF, oci-layout://DIR[:TAG|@DIGEST]."`
 	Ignorefile   string   `group:"Input" placeholder:"FILE" help:"Ignore file in place of .dockerignore; of a fetched context it may be one inside it."`
-	Platform     []string `group:"Input" placeholder:"OS/ARCH" help:"Platform to build for."`
+	Platform     []string `group:"Input" placeholder:"OS/ARCH" help:"Platforms to build for, with commas or repeated; local is this machine's (default: $$DOCKER_DEFAULT_PLATFORM, local)."`
 	Pull         pullMode `group:"Input" placeholder:"WHEN" help:"Ask registries for base images: always, missing (default), newer, never."`
 	Offline      bool     `group:"Input" help:"Use no network for sources."`
 
@@ -273,12 +274,16 @@ type buildRequest struct {
 	Outputs      []Output
 	BuildArgs    map[string]string
 	Labels       map[string]string
+	Annotations  dockerfile.Annotations
 	Contexts     map[string]NamedContext
 	Secrets      map[string]Secret
 	Hosts        []dag.Host
 	NoCacheStage []string
-	// Platform is the host's, normalised: "linux/amd64".
-	Platform string
+	// Platforms are what is built for, each once, and Host is this machine; normalised: "linux/amd64". Indexed asks for an index, which
+	// several platforms always get. Implied says that nobody named a platform.
+	Platforms        []string
+	Host             string
+	Indexed, Implied bool
 	// Pull is one of the pull* modes.
 	Pull string
 	// Network is "", "none" or "host", as dag.Run has it.
@@ -338,7 +343,7 @@ func (c *BuildCmd) input(r *buildRequest, g *Globals) (err error) {
 	if r.Contexts, err = parseContexts(c.BuildContext, g); err != nil {
 		return err
 	}
-	if r.Platform, err = hostPlatform(c.Platform); err != nil {
+	if err := c.platforms(r, g.getenv); err != nil {
 		return err
 	}
 	r.Pull = string(c.Pull)
@@ -373,31 +378,51 @@ func (c *BuildCmd) buildArgs(getenv func(string) string) (map[string]string, err
 	return args, nil
 }
 
-// hostPlatform accepts the platform of this machine alone.
-func hostPlatform(list []string) (string, error) {
-	host := platforms.Normalize(platforms.DefaultSpec())
+// platforms settles what is built for: --platform, else $DOCKER_DEFAULT_PLATFORM as buildx has it, else this machine.
+func (c *BuildCmd) platforms(r *buildRequest, getenv func(string) string) (err error) {
+	r.Host = hostPlatform()
+	option, list := "--platform", c.Platform
+	if v := getenv("DOCKER_DEFAULT_PLATFORM"); len(list) == 0 && v != "" {
+		option, list = "DOCKER_DEFAULT_PLATFORM", strings.Split(v, ",")
+	}
 	for _, s := range list {
-		if s == "local" || s == "" {
-			continue
+		p := r.Host
+		if s != "local" && s != "" {
+			parsed, err := platforms.Parse(s)
+			if err != nil {
+				return usagef("%s %s: %w", option, s, err)
+			}
+			p = platforms.FormatAll(platforms.Normalize(parsed))
 		}
-		p, err := platforms.Parse(s)
-		if err != nil {
-			return "", usagef("--platform %s: %w", s, err)
-		}
-		p = platforms.Normalize(p)
-		if p.OS != host.OS || p.Architecture != host.Architecture || p.Variant != "" && p.Variant != host.Variant {
-			return "", usagef("--platform %s: only this machine's platform is served, %s", s, platforms.Format(host))
+		if !slices.Contains(r.Platforms, p) {
+			r.Platforms = append(r.Platforms, p)
 		}
 	}
-	// What a processor can do beyond its architecture's base line is not the image's platform.
-	return platforms.Format(platforms.Normalize(platforms.Platform{OS: runtime.GOOS, Architecture: runtime.GOARCH, Variant: armVariant(host.Variant)})), nil
+	if len(r.Platforms) == 0 {
+		r.Platforms, r.Implied = []string{r.Host}, true
+	}
+	r.Indexed = len(r.Platforms) > 1
+	const name = "BUILDKIT_MULTI_PLATFORM"
+	if v := r.BuildArgs[name]; v != "" {
+		indexed, err := strconv.ParseBool(v)
+		if err != nil {
+			return usagef("--build-arg %s must be true or false but is %q", name, v)
+		}
+		if !indexed && r.Indexed {
+			return usagef("--build-arg %s=%s and %d platforms exclude each other", name, v, len(r.Platforms))
+		}
+		r.Indexed = indexed
+	}
+	return nil
 }
 
-func armVariant(v string) string {
-	if runtime.GOARCH == "arm" {
-		return v
+// hostPlatform is this machine's. What a processor can do beyond its architecture's base line is not the platform of an image.
+func hostPlatform() string {
+	host := platforms.Platform{OS: runtime.GOOS, Architecture: runtime.GOARCH}
+	if host.Architecture == "arm" {
+		host.Variant = platforms.DefaultSpec().Variant
 	}
-	return ""
+	return platforms.Format(platforms.Normalize(host))
 }
 
 func (c *BuildCmd) result(r *buildRequest, g *Globals) (err error) {
@@ -408,6 +433,9 @@ func (c *BuildCmd) result(r *buildRequest, g *Globals) (err error) {
 		return err
 	}
 	if err := checkStdout(r.Outputs, g); err != nil {
+		return err
+	}
+	if err := checkSeveral(r); err != nil {
 		return err
 	}
 	if err := c.checkDests(r.Outputs); err != nil {
@@ -428,6 +456,22 @@ func (c *BuildCmd) result(r *buildRequest, g *Globals) (err error) {
 		r.Docker = true
 	default:
 		return usagef("--format must be oci or docker but is %q", c.Format)
+	}
+	return nil
+}
+
+// checkSeveral refuses outputs that cannot hold several platforms.
+func checkSeveral(r *buildRequest) error {
+	for _, o := range r.Outputs {
+		split, err := strconv.ParseBool(o.Attrs["platform-split"])
+		switch {
+		case r.Indexed && o.Type == outDocker:
+			return withHint(exitUsage, fmt.Errorf("-o type=docker: docker exporter does not currently support exporting manifest lists"),
+				"use -o type=oci, or build one platform: --platform %s", r.Platforms[0])
+		case len(r.Platforms) > 1 && o.Type == outTar && err == nil && !split:
+			return withHint(exitUsage, fmt.Errorf("-o type=tar: several platforms cannot share one root of a tar"),
+				"leave platform-split=false out: each platform then gets a directory of its own")
+		}
 	}
 	return nil
 }

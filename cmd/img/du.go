@@ -31,7 +31,7 @@ type insider interface {
 	removeInside(ctx context.Context, names []string) error
 	// exportFiles writes the files of an image, given by full name or digest, into a directory, which is made if
 	// missing; they belong to the caller.
-	exportFiles(ctx context.Context, name, dest string) error
+	exportFiles(ctx context.Context, name, platform, dest string) error
 	Close() error
 }
 

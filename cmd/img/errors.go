@@ -179,6 +179,10 @@ func exitText(e *engine.VertexError) string {
 	if exit.Msg != "" {
 		how += ": " + exit.Msg
 	}
+	var foreign *exec.ForeignError
+	if errors.As(e.Err, &foreign) {
+		how += fmt.Sprintf(": this machine is %s and cannot execute programs for %s", foreign.Host, foreign.Platform)
+	}
 	return fmt.Sprintf("process %q did not complete successfully: %s", strings.Join(run.Args, " "), how)
 }
 
@@ -233,6 +237,7 @@ func hint(err error, g *Globals) string {
 	var host *userns.Error
 	var bad *dockerfile.Error
 	var gone *exec.NotFoundError
+	var foreign *exec.ForeignError
 	var bug *crash
 	switch {
 	case errors.As(err, &known) && known.hint != "":
@@ -249,6 +254,8 @@ func hint(err error, g *Globals) string {
 		return bad.Hint
 	case errors.As(err, &gone):
 		return gone.Hint()
+	case errors.As(err, &foreign):
+		return foreign.Hint()
 	case errors.As(err, &bug):
 		return "this is a bug in img; the stack above belongs into the report"
 	}

@@ -95,17 +95,49 @@ func findByID(ctx context.Context, s *layout.Store, id string) (d v1.Descriptor,
 	return d, ref, err
 }
 
-// loadImage finds an image and reads it for this machine's platform.
-func loadImage(ctx context.Context, s *layout.Store, name string) (*image.Image, string, error) {
+// loadImage finds an image and reads it for a platform.
+func loadImage(ctx context.Context, s *layout.Store, name, platform string) (*image.Image, string, error) {
 	d, ref, err := findImage(ctx, s, name)
 	if err != nil {
 		return nil, "", err
 	}
-	img, err := image.Load(ctx, s, d, image.HostPlatform())
+	img, err := loadPlatform(ctx, s, d, platform)
 	if err != nil {
 		return nil, "", withCode(exitSource, fmt.Errorf("read image %s: %w", ref, err))
 	}
 	return img, ref, nil
+}
+
+// loadPlatform reads an image for a platform; for "" that is this machine's, or the first that is here.
+func loadPlatform(ctx context.Context, s *layout.Store, d v1.Descriptor, platform string) (*image.Image, error) {
+	if platform != "" {
+		p, err := image.ParsePlatform(platform)
+		if err != nil {
+			return nil, usagef("--platform %w", err)
+		}
+		return image.Load(ctx, s, d, p)
+	}
+	img, err := image.Load(ctx, s, d, image.HostPlatform())
+	if !d.MediaType.IsIndex() || !errors.Is(err, image.ErrNotFound) {
+		return img, err
+	}
+	raw, err := image.ReadAll(ctx, s, d, image.MaxManifest)
+	if err != nil {
+		return nil, err
+	}
+	children, err := image.Children(raw)
+	if err != nil {
+		return nil, err
+	}
+	for _, c := range children {
+		if !c.MediaType.IsImage() || c.Platform == nil || c.Platform.OS == "unknown" { // an attestation is no image
+			continue
+		}
+		if img, err = image.Load(ctx, s, c, image.Platform{}); !errors.Is(err, image.ErrNotFound) {
+			return img, err
+		}
+	}
+	return nil, fmt.Errorf("index %s: none of its images is here: %w", d.Digest, image.ErrNotFound)
 }
 
 // LsCmd is `img ls`.
@@ -165,14 +197,17 @@ func (c *LsCmd) Run(ctx context.Context, g *Globals) error {
 // describeImage reads what the table shows. An image whose blobs are damaged is still listed, so that it can be removed.
 func describeImage(ctx context.Context, s *layout.Store, t layout.Tagged) imageLine {
 	l := imageLine{Name: t.Ref, ID: t.Descriptor.Digest.String(), Digest: t.Descriptor.Digest.String(), UpdatedAt: t.Updated}
-	img, err := image.Load(ctx, s, t.Descriptor, image.HostPlatform())
+	img, err := loadPlatform(ctx, s, t.Descriptor, "")
 	if err != nil {
 		return l
 	}
-	l.ID = img.Manifest.Config.Digest.String()
 	l.CreatedAt = img.Config.Created.Time
 	l.Labels = img.Config.Config.Labels
-	l.Size = imageSize(img)
+	if t.Descriptor.MediaType.IsIndex() { // its id is its digest
+		l.Size, _ = s.Size(ctx, t.Descriptor)
+		return l
+	}
+	l.ID, l.Size = img.Manifest.Config.Digest.String(), imageSize(img)
 	return l
 }
 
@@ -309,8 +344,9 @@ func remove(ctx context.Context, s *layout.Store, name string) error {
 
 // InspectCmd is `img inspect`.
 type InspectCmd struct {
-	Image  []string `arg:"" help:"Images, by name or id."`
-	Format string   `short:"f" placeholder:"TEMPLATE" help:"A Go template over the configuration."`
+	Image    []string `arg:"" help:"Images, by name or id."`
+	Format   string   `short:"f" placeholder:"TEMPLATE" help:"A Go template over the configuration."`
+	Platform string   `placeholder:"OS/ARCH" help:"Platform of an index (default: this machine's, else its first)."`
 }
 
 // Run prints the configuration as it is in the image (OCI image-spec, config.md), indented by tabs.
@@ -320,7 +356,7 @@ func (c *InspectCmd) Run(ctx context.Context, g *Globals) error {
 		return err
 	}
 	for _, name := range c.Image {
-		img, _, err := loadImage(ctx, s, name)
+		img, _, err := loadImage(ctx, s, name, c.Platform)
 		if err != nil {
 			return err
 		}
@@ -349,11 +385,12 @@ func (c *InspectCmd) print(g *Globals, img *image.Image) error {
 
 // HistoryCmd is `img history`.
 type HistoryCmd struct {
-	Image   string `arg:"" help:"Image, by name or id."`
-	Quiet   bool   `short:"q" help:"Print only ids."`
-	Format  string `placeholder:"FORMAT" help:"table (default), json or a Go template."`
-	NoTrunc bool   `help:"Do not shorten commands and ids."`
-	Human   bool   `short:"H" default:"true" help:"Print sizes and times for people."`
+	Image    string `arg:"" help:"Image, by name or id."`
+	Quiet    bool   `short:"q" help:"Print only ids."`
+	Format   string `placeholder:"FORMAT" help:"table (default), json or a Go template."`
+	NoTrunc  bool   `help:"Do not shorten commands and ids."`
+	Human    bool   `short:"H" default:"true" help:"Print sizes and times for people."`
+	Platform string `placeholder:"OS/ARCH" help:"Platform of an index (default: this machine's, else its first)."`
 }
 
 // A historyLine is one step of an image, newest first. Size is that of the compressed layer, in bytes.
@@ -371,7 +408,7 @@ func (c *HistoryCmd) Run(ctx context.Context, g *Globals) error {
 	if err != nil {
 		return err
 	}
-	img, _, err := loadImage(ctx, s, c.Image)
+	img, _, err := loadImage(ctx, s, c.Image, c.Platform)
 	if err != nil {
 		return err
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"archive/tar"
 	"context"
 	"encoding/json"
 	"errors"
@@ -10,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
@@ -23,9 +25,9 @@ import (
 // results names the image and writes every output. Names come first: they are what cannot be made again by reading standard error.
 func (b *build) results(ctx context.Context, x *exec.Executor, outs map[dag.ID]cache.Output) error {
 	var built exec.Built
-	if b.plan.Manifest != dag.Empty {
+	if image := b.image(); image != dag.Empty {
 		var err error
-		if built, err = exec.BuiltImage(outs[b.plan.Manifest]); err != nil {
+		if built, err = exec.BuiltImage(outs[image]); err != nil {
 			return err
 		}
 		if err := b.tag(ctx, built.Manifest); err != nil {
@@ -84,9 +86,16 @@ func (b *build) tag(ctx context.Context, d v1.Descriptor) error {
 }
 
 func (b *build) output(ctx context.Context, x *exec.Executor, o Output, outs map[dag.ID]cache.Output, built exec.Built) error {
-	files := cache.Output("")
-	if b.plan.Files != dag.Empty {
-		files = outs[b.plan.Files]
+	var parts []exec.Part
+	for _, t := range b.plan.Targets {
+		p := exec.Part{}
+		if t.Files != dag.Empty {
+			p.Files = outs[t.Files]
+		}
+		if b.split(o) {
+			p.Dir = strings.ReplaceAll(t.Platform, "/", "_")
+		}
+		parts = append(parts, p)
 	}
 	var epoch *int64
 	if b.r.RewriteTimes {
@@ -94,34 +103,101 @@ func (b *build) output(ctx context.Context, x *exec.Executor, o Output, outs map
 	}
 	switch o.Type {
 	case outLocal:
-		return writeFiles(ctx, x, files, o.Dest, epoch)
+		if len(parts) > 1 && !b.split(o) {
+			return b.writeMerged(ctx, x, parts, o.Dest, epoch)
+		}
+		return writeFiles(ctx, x, parts, o.Dest, epoch)
 	case outTar:
-		return b.writeTar(ctx, x, files, o.Dest, epoch)
+		return b.writeTar(ctx, x, parts, o.Dest, epoch)
 	case outOCI, outDocker:
 		return b.writeArchive(ctx, o, built.Manifest)
 	}
 	return nil
 }
 
-// writeTar writes the image's files as a tar. The inner process writes to our pipe, never to the caller's path.
-func (b *build) writeTar(ctx context.Context, x *exec.Executor, files cache.Output, dest string, epoch *int64) error {
-	return writeOutput(b.g, dest, func(w io.Writer) error {
-		r, pw, err := os.Pipe()
+// split reports whether each platform's files go into a directory of their own, "linux_amd64": by default those of an index do.
+func (b *build) split(o Output) bool {
+	if v, err := strconv.ParseBool(o.Attrs["platform-split"]); err == nil {
+		return v
+	}
+	return b.r.Indexed
+}
+
+// writeMerged writes the files of several platforms into one directory. As BuildKit has it, no file may be there for two of them; we find
+// out before anything is written.
+func (b *build) writeMerged(ctx context.Context, x *exec.Executor, parts []exec.Part, dest string, epoch *int64) error {
+	owner := map[string]string{}
+	for i, p := range parts {
+		platform := b.plan.Targets[i].Platform
+		err := throughPipe(
+			func(w *os.File) error { return x.WriteTar(ctx, []exec.Part{p}, epoch, w) },
+			func(r io.Reader) error { return claim(r, owner, platform) })
 		if err != nil {
 			return err
 		}
-		defer r.Close()
-		wrote := make(chan error, 1)
-		go func() {
-			err := x.WriteTar(ctx, files, epoch, pw)
-			pw.Close()
-			wrote <- err
-		}()
-		_, err = io.Copy(w, r)
-		if err != nil {
-			r.Close() // the writer then gets EPIPE and ends
+	}
+	for _, p := range parts {
+		if err := writeFiles(ctx, x, []exec.Part{p}, dest, epoch); err != nil {
+			return err
 		}
-		return errors.Join(err, <-wrote)
+	}
+	return nil
+}
+
+// claim notes a tar's files but for directories as a platform's.
+func claim(r io.Reader, owner map[string]string, platform string) error {
+	for t := tar.NewReader(r); ; {
+		h, err := t.Next()
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if h.Typeflag == tar.TypeDir {
+			continue
+		}
+		if other := owner[h.Name]; other != "" {
+			return withHint(exitBuild, fmt.Errorf("cannot overwrite %s from %s with %s when split option is disabled", h.Name, other, platform),
+				"leave platform-split=false out: each platform then gets a directory of its own")
+		}
+		owner[h.Name] = platform
+	}
+}
+
+// throughPipe runs a writer and a reader of one pipe side by side. If the writer failed, the reader's error is only that the data was cut.
+func throughPipe(write func(*os.File) error, read func(io.Reader) error) error {
+	r, w, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	wrote := make(chan error, 1)
+	go func() {
+		err := write(w)
+		w.Close()
+		wrote <- err
+	}()
+	err = read(r)
+	if err == nil {
+		_, err = io.Copy(io.Discard, r)
+	}
+	r.Close() // a writer that goes on gets EPIPE and ends
+	if werr := <-wrote; werr != nil && (err == nil || !errors.Is(werr, syscall.EPIPE)) {
+		return werr
+	}
+	return err
+}
+
+// writeTar writes the image's files as a tar. The inner process writes to our pipe, never to the caller's path.
+func (b *build) writeTar(ctx context.Context, x *exec.Executor, files []exec.Part, dest string, epoch *int64) error {
+	return writeOutput(b.g, dest, func(w io.Writer) error {
+		return throughPipe(
+			func(pw *os.File) error { return x.WriteTar(ctx, files, epoch, pw) },
+			func(r io.Reader) error {
+				_, err := io.Copy(w, r)
+				return err
+			})
 	})
 }
 
@@ -227,7 +303,7 @@ func (c *BuildCmd) checkDests(outputs []Output) error {
 // writeMetadata writes --iidfile and --metadata-file.
 func (b *build) writeMetadata(built exec.Built) error {
 	if b.c.Iidfile != "" {
-		if err := writeText(b.g, b.c.Iidfile, built.Config.String()); err != nil {
+		if err := writeText(b.g, b.c.Iidfile, built.ID().String()); err != nil {
 			return fmt.Errorf("--iidfile: %w", err)
 		}
 	}
@@ -235,8 +311,10 @@ func (b *build) writeMetadata(built exec.Built) error {
 		return nil
 	}
 	meta := map[string]any{}
-	if b.plan.Manifest != dag.Empty {
-		meta["containerimage.config.digest"] = built.Config.String()
+	if b.image() != dag.Empty {
+		if built.Config != (v1.Hash{}) { // an index has none
+			meta["containerimage.config.digest"] = built.Config.String()
+		}
 		meta["containerimage.digest"] = built.Manifest.Digest.String()
 		meta["containerimage.descriptor"] = built.Manifest
 		if names := b.names(); len(names) > 0 {
@@ -263,13 +341,13 @@ func writeText(g *Globals, path, text string) error {
 // say prints the result: with -q the image's id alone; without names and outputs its digest, since there is no other way to it.
 func (b *build) say(built exec.Built) error {
 	switch {
-	case b.plan.Manifest == dag.Empty:
+	case b.image() == dag.Empty:
 		return nil
 	case b.c.Quiet:
-		_, err := fmt.Fprintln(b.g.stdout, built.Config)
+		_, err := fmt.Fprintln(b.g.stdout, built.ID())
 		return err
 	case len(b.names()) == 0 && len(b.r.Outputs) == 0:
-		_, err := fmt.Fprintln(b.g.stdout, built.Config)
+		_, err := fmt.Fprintln(b.g.stdout, built.ID())
 		return err
 	}
 	for _, n := range b.names() {

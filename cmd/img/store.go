@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 
@@ -132,41 +133,24 @@ func (i *inside) removeInside(ctx context.Context, names []string) error {
 	return i.again(func() error { return i.x.Remove(ctx, snaps, caches) })
 }
 
-// exportFiles writes an image's files into a directory as the caller's.
-func (i *inside) exportFiles(ctx context.Context, ref, dest string) error {
+// exportFiles writes an image's files for a platform (as loadPlatform has it) into a directory as the caller's.
+func (i *inside) exportFiles(ctx context.Context, ref, platform, dest string) error {
 	d, err := i.s.images.Resolve(ctx, ref)
 	if err != nil {
 		return err
 	}
-	image, err := image.Load(ctx, i.s.images, d, image.HostPlatform())
+	image, err := loadPlatform(ctx, i.s.images, d, platform)
 	if err != nil {
 		return err
 	}
-	return i.again(func() error { return writeFiles(ctx, i.x, i.x.BaseFiles(ref, image), dest, nil) })
+	return i.again(func() error { return writeFiles(ctx, i.x, []exec.Part{{Files: i.x.BaseFiles(ref, image)}}, dest, nil) })
 }
 
-// writeFiles unpacks a vertex's file system into a directory; everything in it belongs to the caller.
-func writeFiles(ctx context.Context, x *exec.Executor, files cache.Output, dest string, epoch *int64) error {
-	r, w, err := os.Pipe()
-	if err != nil {
-		return err
-	}
-	defer r.Close()
-	wrote := make(chan error, 1)
-	go func() {
-		err := x.WriteTar(ctx, files, epoch, w)
-		w.Close()
-		wrote <- err
-	}()
-	err = exec.Untar(ctx, r, dest)
-	if err != nil {
-		io.Copy(io.Discard, r)
-	}
-	// If the writer failed, the reader's error is only that the archive was cut.
-	if werr := <-wrote; werr != nil {
-		return werr
-	}
-	return err
+// writeFiles unpacks file systems into a directory; everything in it belongs to the caller.
+func writeFiles(ctx context.Context, x *exec.Executor, files []exec.Part, dest string, epoch *int64) error {
+	return throughPipe(
+		func(w *os.File) error { return x.WriteTar(ctx, files, epoch, w) },
+		func(r io.Reader) error { return exec.Untar(ctx, r, dest) })
 }
 
 // bases finds base images: in the local store, in oci-layout contexts, in registries. As a Fetcher it gives their layers.
@@ -175,11 +159,20 @@ type bases struct {
 	s     *store
 	pull  string
 	insec bool
+	// implied: nobody named a platform.
+	implied bool
 	// from says which place has which layer.
 	from map[v1.Hash]image.Fetcher
 	// fetched are the references that came from a registry, to be remembered once all their layers are here.
-	fetched map[string]*image.Image
+	fetched map[string]*fetched
 	layouts map[string]NamedContext
+}
+
+// A fetched is what a registry's reference stands for: images of some platforms. top is what it names, an index or the one image.
+type fetched struct {
+	top    v1.Descriptor
+	src    image.Fetcher
+	images []*image.Image
 }
 
 // Fetch implements image.Fetcher.
@@ -201,13 +194,32 @@ func (b *bases) know(img *image.Image, src image.Fetcher) {
 	}
 }
 
-// local returns an image of the local store.
+// local returns an image of the local store. One that a registry gave may be there for other platforms alone: that is image.ErrNotFound.
+// One that was built or imported here is the name's only meaning, so that it is a plain error; where nobody named a platform, an image
+// that is no index is taken as it is, with the warning that lowering has for it.
 func (b *bases) local(ctx context.Context, ref string, p image.Platform) (*image.Image, error) {
 	d, err := b.s.images.Resolve(ctx, ref)
 	if err != nil {
 		return nil, err
 	}
-	return image.Load(ctx, b.s.images, d, p)
+	img, err := image.Load(ctx, b.s.images, d, p)
+	pulled := b.pulled(ctx, ref)
+	if err == nil && (pulled || !b.implied) && !image.Runs(p, img.Config.Platform()) {
+		err = fmt.Errorf("the local image is for %s, not for %s: %w", image.FormatPlatform(*img.Config.Platform()), image.FormatPlatform(p), image.ErrNotFound)
+	}
+	if errors.Is(err, image.ErrNotFound) && b.pull != pullNever && !pulled {
+		return nil, withHint(exitSource, errors.New(strings.TrimSuffix(err.Error(), ": "+image.ErrNotFound.Error())),
+			"build it for that platform as well, or `img pull --platform` an image that has it")
+	}
+	return img, err
+}
+
+// pulled reports whether a name of the local store was given by a registry.
+func (b *bases) pulled(ctx context.Context, ref string) bool {
+	tags, err := b.s.images.List(ctx)
+	return err == nil && slices.ContainsFunc(tags, func(t layout.Tagged) bool {
+		return t.Ref == ref && t.Descriptor.Annotations[layout.PulledFrom] != ""
+	})
 }
 
 // layout returns an image of an oci-layout context: DIR[:TAG|@DIGEST].
@@ -240,21 +252,21 @@ func splitLayout(v string) (dir, ref string) {
 }
 
 // remote returns an image of a registry.
-func (b *bases) remote(ctx context.Context, ref string, p image.Platform) (*image.Image, image.Fetcher, error) {
+func (b *bases) remote(ctx context.Context, ref string, p image.Platform) (*fetched, error) {
 	c, err := newClient(b.g, b.insec, ref)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	d, err := c.Resolve(ctx, ref)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	repo, err := c.Repository(ref)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	img, err := image.Load(ctx, repo, d, p)
-	return img, repo, err
+	return &fetched{top: d, src: repo, images: []*image.Image{img}}, err
 }
 
 // resolve finds a base image. mu guards what is learned on the way.
@@ -283,7 +295,7 @@ func (b *bases) resolve(ctx context.Context, mu *sync.Mutex, r dockerfile.BaseRe
 			return img, err
 		}
 	}
-	img, src, err := b.remote(ctx, ref, p)
+	found, err := b.remote(ctx, ref, p)
 	if err != nil {
 		if local, lerr := b.local(ctx, ref, p); lerr == nil && b.pull == pullNewer {
 			return local, nil
@@ -292,26 +304,70 @@ func (b *bases) resolve(ctx context.Context, mu *sync.Mutex, r dockerfile.BaseRe
 	}
 	mu.Lock()
 	defer mu.Unlock()
-	b.know(img, src)
-	b.fetched[ref] = img
+	img := found.images[0]
+	b.know(img, found.src)
+	if before := b.fetched[ref]; before != nil && before.top.Digest == found.top.Digest {
+		found.images = append(found.images, before.images...)
+	}
+	b.fetched[ref] = found
 	return img, nil
 }
 
-// remember keeps a fetched base under its name if all of it is here.
+// remember keeps a fetched base under its name if all of it is here: one platform's image, or, where the store has several platforms of it,
+// the registry's index, of which the others are missing.
 func (b *bases) remember(ctx context.Context, ref string) error {
-	img := b.fetched[ref]
+	f := b.fetched[ref]
+	var here []*image.Image
+	for _, img := range f.images {
+		whole, err := b.keep(ctx, img)
+		if err != nil {
+			return err
+		}
+		if whole {
+			here = append(here, img)
+		}
+	}
+	if len(here) == 0 {
+		return nil
+	}
+	d := here[0].Descriptor
+	if len(here) > 1 || b.other(ctx, ref, f) {
+		d = f.top
+		raw, err := image.ReadAll(ctx, f.src, d, image.MaxManifest)
+		if err != nil {
+			return sourceError(err)
+		}
+		if err := b.s.images.Push(ctx, d, bytes.NewReader(raw)); err != nil {
+			return err
+		}
+	}
+	d.Annotations = map[string]string{layout.PulledFrom: ref}
+	return b.s.images.Tag(ctx, ref, d)
+}
+
+// keep puts the documents of an image into the store if its layers are all there: those that nothing needed were never fetched.
+func (b *bases) keep(ctx context.Context, img *image.Image) (whole bool, err error) {
 	for _, l := range img.Layers {
 		if ok, err := b.s.images.Has(ctx, l.Descriptor); err != nil || !ok {
-			return err // a layer that nothing needed was never fetched
+			return false, err
 		}
 	}
 	if err := b.s.images.Push(ctx, img.Manifest.Config, bytes.NewReader(img.RawConfig)); err != nil {
-		return err
+		return false, err
 	}
-	if err := b.s.images.Push(ctx, img.Descriptor, bytes.NewReader(img.RawManifest)); err != nil {
-		return err
+	return true, b.s.images.Push(ctx, img.Descriptor, bytes.NewReader(img.RawManifest))
+}
+
+// other reports whether the name stands for another platform's image of the same index until now.
+func (b *bases) other(ctx context.Context, ref string, f *fetched) bool {
+	old, err := b.s.images.Resolve(ctx, ref)
+	if err != nil || !f.top.MediaType.IsIndex() || !b.pulled(ctx, ref) {
+		return false
 	}
-	d := img.Descriptor
-	d.Annotations = map[string]string{layout.PulledFrom: ref}
-	return b.s.images.Tag(ctx, ref, d)
+	if old.MediaType.IsIndex() {
+		return true
+	}
+	img, err := image.Load(ctx, b.s.images, old, image.Platform{})
+	now := f.images[0].Config.Platform()
+	return err == nil && now != nil && !image.Runs(*now, img.Config.Platform())
 }

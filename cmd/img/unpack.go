@@ -15,8 +15,9 @@ import (
 
 // UnpackCmd is `img unpack`.
 type UnpackCmd struct {
-	Image  string `arg:"" help:"Image, by name or id."`
-	Output string `short:"o" default:"rootfs" placeholder:"DIR" help:"Directory (default: ./rootfs)."`
+	Image    string `arg:"" help:"Image, by name or id."`
+	Output   string `short:"o" default:"rootfs" placeholder:"DIR" help:"Directory (default: ./rootfs)."`
+	Platform string `placeholder:"OS/ARCH" help:"Platform of an index (default: this machine's, else its first)."`
 }
 
 // Run writes an image's files into a directory, which must be new or empty. They belong to the caller.
@@ -42,7 +43,7 @@ func (c *UnpackCmd) Run(ctx context.Context, g *Globals) error {
 		return err
 	}
 	defer in.Close()
-	if err := in.exportFiles(ctx, ref, dest); err != nil {
+	if err := in.exportFiles(ctx, ref, c.Platform, dest); err != nil {
 		return fullDest(g, dest, fmt.Errorf("unpack %s: %w", ref, err))
 	}
 	fmt.Fprintf(g.stdout, "Successfully unpacked rootfs for %s to: %s\n", progress.Clean(c.Image), progress.Clean(dest))

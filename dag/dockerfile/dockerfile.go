@@ -49,6 +49,8 @@ type Options struct {
 	Target    string
 	BuildArgs map[string]string
 	Labels    map[string]string
+	// Annotations of the manifest. Those of an index are Merge's.
+	Annotations Annotations
 	// Platform is the target's, BuildPlatform the host's, normalised: "linux/amd64".
 	Platform, BuildPlatform string
 	// PlatformImplied: nobody asked for Platform, it is the default. An image made from one of another platform stays one of that.
@@ -98,11 +100,21 @@ type BaseRef struct {
 // A Plan is a lowered Dockerfile.
 type Plan struct {
 	Graph *dag.Graph
-	// Files is the vertex that holds the target's file system; dag.Empty for an empty one.
+	// Targets are the results, one for each platform, in the order in which they were asked for. Lower makes one, Merge many.
+	Targets []Target
+	// Index is the vertex that makes the index of the targets' images; dag.Empty where there is none.
+	Index    dag.ID
+	Warnings []Warning
+}
+
+// A Target is what a plan makes for one platform.
+type Target struct {
+	// Platform is normalised: "linux/arm64".
+	Platform string
+	// Files is the vertex that holds the file system; dag.Empty for an empty one.
 	Files dag.ID
 	// Manifest is the vertex that makes the image; dag.Empty unless Options.Image.
 	Manifest dag.ID
 	// Config is the image's configuration, canonical JSON without rootfs, as in dag.Manifest.
-	Config   []byte
-	Warnings []Warning
+	Config []byte
 }

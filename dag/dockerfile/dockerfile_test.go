@@ -29,7 +29,7 @@ const cases = "../../testdata/dag/dockerfile"
 //
 //	Dockerfile
 //	base.json   configurations by reference; without it every reference is a small image
-//	options     Options as JSON
+//	options     Options as JSON; with "Platforms" instead of "Platform", a plan is made for each and they are merged
 //	ignore      instead of a Dockerfile: an ignore file, and
 //	paths       the paths to match
 //	plan        what is expected, or
@@ -81,7 +81,11 @@ func outcome(t *testing.T, a *txtar.Archive) (kind, text string) {
 	if src, ok := file(a, "ignore"); ok {
 		return ignoreOutcome(a, src)
 	}
-	o := Options{Platform: "linux/amd64", BuildPlatform: "linux/amd64", Image: true}
+	var o struct {
+		Options
+		Platforms []string
+	}
+	o.Options = Options{Platform: "linux/amd64", BuildPlatform: "linux/amd64", Image: true}
 	if src, ok := file(a, "options"); ok {
 		d := json.NewDecoder(strings.NewReader(src))
 		d.DisallowUnknownFields()
@@ -94,18 +98,40 @@ func outcome(t *testing.T, a *txtar.Archive) (kind, text string) {
 	if err != nil {
 		return "error", errorText(err)
 	}
-	refs, err := f.Refs(o)
+	if o.Platforms == nil {
+		p, text, err := lowered(f, o.Options, bases(t, a))
+		if err != nil {
+			return "error", errorText(err)
+		}
+		return "plan", text + p.String()
+	}
+	var plans []*Plan
+	for _, platform := range o.Platforms {
+		o.Platform = platform
+		p, bases, err := lowered(f, o.Options, bases(t, a))
+		if err != nil {
+			return "error", errorText(err)
+		}
+		plans, text = append(plans, p), text+bases
+	}
+	p, err := Merge(plans, o.Annotations)
 	if err != nil {
 		return "error", errorText(err)
 	}
-	p, err := Lower(f, o, bases(t, a))
+	return "plan", text + p.String()
+}
+
+// lowered also tells which bases it asks for, a line each.
+func lowered(f *File, o Options, base func(BaseRef) (*image.Image, error)) (p *Plan, text string, err error) {
+	refs, err := f.Refs(o)
 	if err != nil {
-		return "error", errorText(err)
+		return nil, "", err
 	}
 	for _, r := range refs {
 		text += fmt.Sprintf("base %s %s %s\n", strings.TrimSpace(r.Ref+" "+r.Layout), r.Platform, r.Pos)
 	}
-	return "plan", text + p.String()
+	p, err = Lower(f, o, base)
+	return p, text, err
 }
 
 func errorText(err error) string {

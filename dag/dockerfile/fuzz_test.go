@@ -37,7 +37,7 @@ func FuzzParse(f *testing.F) {
 				}
 			}
 		}
-		if p.Manifest == dag.Empty || !strings.Contains(p.String(), "platform ") {
+		if p.Targets[0].Manifest == dag.Empty || !strings.Contains(p.String(), "platform ") {
 			t.Fatalf("no image:\n%s", p)
 		}
 	})

@@ -355,11 +355,11 @@ func (l *lowering) plan() (*Plan, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &Plan{Graph: &l.graph, Files: t.files, Manifest: dag.Empty, Config: config, Warnings: l.sortedWarnings()}
+	out := Target{Platform: platforms.FormatAll(platforms.Normalize(l.platform)), Files: t.files, Manifest: dag.Empty, Config: config}
 	if l.o.Image {
-		p.Manifest = l.manifest(t, config)
+		out.Manifest = l.manifest(t, config)
 	}
-	return p, nil
+	return &Plan{Graph: &l.graph, Targets: []Target{out}, Index: dag.Empty, Warnings: l.sortedWarnings()}, nil
 }
 
 // A layerList is the steps of a stage and of those it is FROM that make layers, last first. Lists share their tails.
@@ -379,11 +379,13 @@ func (l *lowering) manifest(t *stage, config []byte) dag.ID {
 		steps = append(steps, at.of)
 	}
 	slices.Reverse(steps)
-	op := &dag.Manifest{Config: config, Docker: l.o.Docker, Epoch: l.epoch}
+	platform := platforms.FormatAll(platforms.Normalize(l.platform))
+	op := &dag.Manifest{Config: config, Docker: l.o.Docker, Epoch: l.epoch,
+		Annotations: l.o.Annotations.of(ManifestAnnotation, platform), Descriptor: l.o.Annotations.of(ManifestDescriptorAnnotation, platform)}
 	if t.image != nil {
 		op.BaseLayers, op.BaseHistory = layers(t.image), len(t.image.Config.History)
 	}
-	m := &dag.Vertex{Op: op, Name: "image", Stage: t.label(), Platform: formatPlatform(t.platform)}
+	m := &dag.Vertex{Op: op, Name: "image", Stage: t.label(), Platform: platform}
 	in := inputs{m}
 	for _, step := range steps {
 		of := l.graph.Vertex(step)

@@ -3,7 +3,9 @@ package dockerfile
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"reflect"
+	"slices"
 	"strconv"
 	"strings"
 	"unicode"
@@ -11,7 +13,8 @@ import (
 	"img/dag"
 )
 
-// String prints a plan for people: a line a vertex, then the configuration and the history.
+// String prints a plan for people: a line a vertex, then the configuration and the history. With several platforms, those two stand under
+// a line for each.
 //
 //	0 image linux/amd64 FROM alpine [0 1/2 Dockerfile:1] ref=alpine chain=sha256:…
 //	1 run linux/amd64 RUN make [0 2/2 Dockerfile:2] <-0 args=["/bin/sh" "-c" "make"] …
@@ -22,11 +25,19 @@ func (p *Plan) String() string {
 			writeVertex(&w, v)
 		}
 	}
-	fmt.Fprintf(&w, "files %s\n", vertexName(p.Files))
-	if p.Manifest != dag.Empty {
-		fmt.Fprintf(&w, "image %s\n", vertexName(p.Manifest))
+	for _, t := range p.Targets {
+		if len(p.Targets) > 1 || p.Index != dag.Empty {
+			fmt.Fprintf(&w, "target %s\n", t.Platform)
+		}
+		fmt.Fprintf(&w, "files %s\n", vertexName(t.Files))
+		if t.Manifest != dag.Empty {
+			fmt.Fprintf(&w, "image %s\n", vertexName(t.Manifest))
+		}
+		writeConfig(&w, t.Config)
 	}
-	writeConfig(&w, p.Config)
+	if p.Index != dag.Empty {
+		fmt.Fprintf(&w, "index %s\n", vertexName(p.Index))
+	}
 	for _, x := range p.Warnings {
 		fmt.Fprintf(&w, "warning %s: %s: %s\n", x.Pos, x.Rule, x.Text)
 	}
@@ -108,13 +119,29 @@ func details(op dag.Op) []string {
 	case *dag.Pack:
 		return fields("compression", op.Compression, "docker", op.Docker, "epoch", op.Epoch)
 	case *dag.Manifest:
-		return fields("base-layers", len(op.BaseLayers), "packs", len(op.Packs), "docker", op.Docker, "epoch", op.Epoch)
+		f := fields("base-layers", len(op.BaseLayers), "packs", len(op.Packs), "docker", op.Docker, "epoch", op.Epoch)
+		f = append(f, annotations("annotation", op.Annotations)...)
+		return append(f, annotations("descriptor", op.Descriptor)...)
+	case *dag.Index:
+		f := fields("docker", op.Docker)
+		for _, m := range op.Images {
+			f = append(f, fmt.Sprintf("input:%d=%s", m.Manifest, m.Platform))
+		}
+		f = append(f, annotations("annotation", op.Annotations)...)
+		return append(f, annotations("descriptor", op.Descriptor)...)
 	}
 	return nil
 }
 
 func copySourceDetails(s dag.CopySource) []string {
 	return fields("from", sourceName(s.From), "paths", s.Paths, "literal", s.Literal, "unpack", s.Unpack, "times", s.Times)
+}
+
+func annotations(name string, m map[string]string) (out []string) {
+	for _, k := range slices.Sorted(maps.Keys(m)) {
+		out = append(out, name+"="+quoted(k+"="+m[k]))
+	}
+	return out
 }
 
 func mountDetails(m dag.Mount) []string {

@@ -29,6 +29,14 @@ func HostPlatform() Platform { return fromSpec(platforms.DefaultSpec()) }
 // FormatPlatform writes a platform as the user would: "linux/arm64", "linux/arm/v7".
 func FormatPlatform(p Platform) string { return platforms.Format(platforms.Normalize(toSpec(p))) }
 
+// Runs reports whether a machine for p runs images for other: the same platform, or an older variant of it. What other leaves open fits.
+func Runs(p Platform, other *Platform) bool {
+	if other == nil || other.OS == "" || other.Architecture == "" {
+		return true
+	}
+	return platforms.Only(platforms.Normalize(toSpec(p))).Match(platforms.Normalize(toSpec(*other)))
+}
+
 func toSpec(p Platform) ocispec.Platform {
 	return ocispec.Platform{Architecture: p.Architecture, OS: p.OS, OSVersion: p.OSVersion, OSFeatures: p.OSFeatures, Variant: p.Variant}
 }

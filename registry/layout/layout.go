@@ -292,6 +292,17 @@ func (s *Store) Reachable(ctx context.Context, d v1.Descriptor) ([]v1.Hash, erro
 	return out, err
 }
 
+// Size returns how many bytes everything that a descriptor names takes in the store; what is missing takes none.
+func (s *Store) Size(ctx context.Context, d v1.Descriptor) (n int64, err error) {
+	err = s.walk(ctx, d, func(d v1.Descriptor, there bool) error {
+		if there {
+			n += d.Size
+		}
+		return nil
+	})
+	return n, err
+}
+
 // walk calls f once for each digest that d names, itself first, and says whether the store has it.
 func (s *Store) walk(ctx context.Context, d v1.Descriptor, f func(d v1.Descriptor, there bool) error) error {
 	seen := map[v1.Hash]bool{}

@@ -62,6 +62,9 @@ type WriteOptions struct {
 	// Root says that the entries are a whole file system (tar output), which nobody reads as a layer: a Removed entry is an error, a name that
 	// begins with .wh. is not.
 	Root bool
+	// Below is a directory, one name, that the entries are put into; "" is none. More says that another Write goes on with the tar.
+	Below string
+	More  bool
 	// Unverified leaves out the comparison of each file's content with its entry's digest.
 	Unverified bool
 }

@@ -37,7 +37,11 @@ func Write(ctx context.Context, w io.Writer, entries func(yield func(snapshot.En
 	if err := entries(lw.entry); err != nil {
 		return err
 	}
-	if err := lw.tar.Close(); err != nil {
+	end := lw.tar.Close
+	if o.More {
+		end = lw.tar.Flush
+	}
+	if err := end(); err != nil {
 		return fmt.Errorf("end layer: %w", err)
 	}
 	return bw.Flush()
@@ -81,6 +85,9 @@ func (w *writer) write(e *snapshot.Entry) error {
 	if err != nil {
 		return err
 	}
+	if w.o.Below != "" {
+		put(h, w.o.Below)
+	}
 	if h.Typeflag == tar.TypeReg {
 		return w.file(h, e)
 	}
@@ -115,6 +122,14 @@ func header(e *snapshot.Entry, o WriteOptions) (*tar.Header, error) {
 		PAXRecords: records(e.Xattrs),
 	}
 	return h, kind(h, e)
+}
+
+// put moves an entry into a directory. Links keep their targets, but for hard links, which are paths of the archive.
+func put(h *tar.Header, dir string) {
+	h.Name = dir + "/" + strings.TrimPrefix(h.Name, "./")
+	if h.Typeflag == tar.TypeLink {
+		h.Linkname = dir + "/" + h.Linkname
+	}
 }
 
 // kind fills in the type and what depends on it.

@@ -10,6 +10,7 @@ import (
 	"io"
 	"os"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -39,6 +40,8 @@ type Options struct {
 	// LogDir gives the directory where the logs of steps that print much are kept until the step ends; it is asked when the first does.
 	// nil keeps only their ends.
 	LogDir func() (string, error)
+	// Platforms shows the platform of each step: where it is not this machine's alone.
+	Platforms bool
 }
 
 // A Display shows the events of one build. Its methods may be called from several goroutines.
@@ -202,7 +205,7 @@ func (d *Display) Observe(e engine.Event) {
 
 func (d *Display) begin(e engine.Event) *step {
 	d.count++
-	s := &step{n: d.count, title: title(e.Vertex), start: e.Time, kept: kept{dir: d.o.LogDir}}
+	s := &step{n: d.count, title: title(e.Vertex, d.o.Platforms), start: e.Time, kept: kept{dir: d.o.LogDir}}
 	d.steps[e.Vertex.ID] = s
 	d.view.begin(s)
 	return s
@@ -230,11 +233,14 @@ func (d *Display) Close() {
 	}
 }
 
-// title is a vertex as people know it: "[build 2/4] RUN make".
-func title(v *dag.Vertex) string {
+// title is a vertex as people know it: "[build 2/4] RUN make"; with its platform "[linux/arm64 build 2/4] RUN make".
+func title(v *dag.Vertex, platform bool) string {
 	stage := v.Stage
 	if _, err := strconv.Atoi(stage); err == nil {
 		stage = "stage-" + stage
+	}
+	if platform && v.Platform != "" {
+		stage = strings.TrimSpace(v.Platform + " " + stage)
 	}
 	where := ""
 	switch {
