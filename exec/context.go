@@ -33,6 +33,8 @@ type Context struct {
 	Rules    string
 	// RuleOf, if set, names the rule that hides a path (".dockerignore:3"); without it Rules is all that errors say.
 	RuleOf func(path string) string
+	// Streamed says that ReadContext filled the directory: what its files cannot show stands in attributes.
+	Streamed bool
 
 	dir   *os.File
 	index *contenthash.Index
@@ -169,6 +171,14 @@ func (c *Context) lstat(p string) (snapshot.Entry, bool, error) {
 		return snapshot.Entry{}, false, fmt.Errorf("build context: %w", &os.PathError{Op: "lstat", Path: p, Err: err})
 	}
 	e, err := c.entry(p, &st, func() (string, error) { return readlinkIn(c.dir, p) })
+	if err == nil && c.holdsMode(&st) {
+		var f *os.File
+		if f, err = openIn(c.dir, p); err != nil {
+			return e, false, fmt.Errorf("build context: %w", err)
+		}
+		defer f.Close()
+		e.Mode, err = heldMode(fmt.Sprintf("/proc/self/fd/%d", f.Fd()), e.Mode)
+	}
 	return e, err == nil, err
 }
 
@@ -289,7 +299,7 @@ func (c *Context) visitOne(root string, e snapshot.Entry, f visitor) error {
 		return fmt.Errorf("build context: %w", &os.PathError{Op: "lstat", Path: root, Err: err})
 	}
 	if e.Type == snapshot.File {
-		if e.Xattrs, err = xattrsAt(dir, path.Base(root)); err != nil {
+		if e.Xattrs, err = c.xattrs(dir, path.Base(root)); err != nil {
 			return err
 		}
 	}
@@ -351,6 +361,9 @@ func (w *walker) one(dir *os.File, name, rel string) error {
 		return nil
 	}
 	e, err := w.c.entry(rel, &st, func() (string, error) { return readlinkAt(dir, name) })
+	if err == nil && w.c.holdsMode(&st) {
+		e.Mode, err = heldMode(fdPath(dir, name), e.Mode)
+	}
 	if err != nil {
 		return err
 	}
@@ -366,7 +379,7 @@ func (w *walker) one(dir *os.File, name, rel string) error {
 		}
 	}
 	if e.Type == snapshot.File {
-		if e.Xattrs, err = xattrsAt(dir, name); err != nil {
+		if e.Xattrs, err = w.c.xattrs(dir, name); err != nil {
 			return err
 		}
 	}
@@ -448,7 +461,7 @@ func (i statInfo) Sys() any {
 
 func (w *walker) enter(parent *os.File, name string, e snapshot.Entry, ignored bool) error {
 	var err error
-	if e.Xattrs, err = xattrsAt(parent, name); err != nil {
+	if e.Xattrs, err = w.c.xattrs(parent, name); err != nil {
 		return err
 	}
 	if ignored {
@@ -488,6 +501,22 @@ func (w *walker) flush() error {
 	}
 	w.pending = w.pending[:0]
 	return nil
+}
+
+// holdsMode reports whether a file may have another mode than its directory entry says.
+func (c *Context) holdsMode(st *unix.Stat_t) bool {
+	return c.Streamed && (st.Mode == unix.S_IFREG|heldFileMode || st.Mode == unix.S_IFDIR|heldDirMode)
+}
+
+// heldMode reads the mode that ReadContext kept apart, if it did.
+func heldMode(path string, mode uint32) (uint32, error) {
+	var buf [16]byte
+	n, err := unix.Getxattr(path, xattrMode, buf[:])
+	if err != nil {
+		return mode, nil // the usual case: the mode on disk is the file's own
+	}
+	held, err := strconv.ParseUint(string(buf[:n]), 8, 12)
+	return uint32(held), err
 }
 
 // entry describes a file of the context. A socket is an empty file (as it is in BuildKit).
@@ -544,9 +573,14 @@ func readlinkFD(fd int, name, label string) (string, error) {
 	return string(buf[:n]), nil
 }
 
-// xattrsAt reads the extended attributes of a context file that a layer keeps: user.* and security.capability.
-func xattrsAt(dir *os.File, name string) ([]snapshot.Xattr, error) {
-	p := "/proc/self/fd/" + strconv.Itoa(int(dir.Fd())) + "/" + name
+// fdPath is a path of a file in an open directory.
+func fdPath(dir *os.File, name string) string {
+	return "/proc/self/fd/" + strconv.Itoa(int(dir.Fd())) + "/" + name
+}
+
+// xattrs reads the extended attributes of a context file that a layer keeps: user.* and security.capability.
+func (c *Context) xattrs(dir *os.File, name string) ([]snapshot.Xattr, error) {
+	p := fdPath(dir, name)
 	// Most files have none, which the size alone says: this is asked of every file of a context.
 	if n, err := unix.Llistxattr(p, nil); err != nil || n == 0 {
 		return nil, nil // none, or a file system without
@@ -558,18 +592,31 @@ func xattrsAt(dir *os.File, name string) ([]snapshot.Xattr, error) {
 	}
 	var out []snapshot.Xattr
 	for n := range strings.SplitSeq(strings.TrimRight(string(list), "\x00"), "\x00") {
-		if !strings.HasPrefix(n, "user.") && n != "security.capability" ||
-			strings.HasPrefix(n, "user.overlay.") || strings.HasPrefix(n, "user.img.") {
+		as := c.shownAs(n)
+		if as == "" {
 			continue
 		}
 		v, err := attribute(buf, func(b []byte) (int, error) { return unix.Lgetxattr(p, n, b) })
 		if err != nil {
 			return nil, fmt.Errorf("build context: %w", &os.PathError{Op: "read attribute " + n + " of", Path: path.Join(dir.Name(), name), Err: err})
 		}
-		out = append(out, snapshot.Xattr{Name: n, Value: slices.Clone(v)})
+		out = append(out, snapshot.Xattr{Name: as, Value: slices.Clone(v)})
 	}
 	slices.SortFunc(out, func(a, b snapshot.Xattr) int { return strings.Compare(a.Name, b.Name) })
 	return out, nil
+}
+
+// shownAs is the name under which an attribute on disk is the context's, "" if it is not.
+func (c *Context) shownAs(name string) string {
+	switch {
+	case c.Streamed && name == xattrCapability:
+		return "security.capability"
+	case c.Streamed && name == "security.capability": // not the archive's
+	case strings.HasPrefix(name, "user.overlay."), strings.HasPrefix(name, "user.img."):
+	case strings.HasPrefix(name, "user."), name == "security.capability":
+		return name
+	}
+	return ""
 }
 
 // attribute reads into buf, or into a buffer of the kernel's limit if that is too small.

@@ -197,7 +197,7 @@ type fromRef struct {
 func (x *Executor) fromRef(ctx context.Context, from dag.Source, in []cache.Output) (fromRef, error) {
 	if from.Context != "" {
 		c := x.o.Contexts[from.Context]
-		return fromRef{Context: &contextRef{from.Context, c.Patterns}, Own: c.own}, nil
+		return fromRef{Context: &contextRef{from.Context, c.Patterns, c.Streamed}, Own: c.own}, nil
 	}
 	n := name(from.Input, in)
 	return fromRef{Name: n}, x.materialize(ctx, n)

@@ -2,8 +2,6 @@ package exec
 
 import (
 	"archive/tar"
-	"bufio"
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -15,8 +13,6 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
-
-	"img/registry/image"
 )
 
 // Untar writes a tar's files into a directory as the caller's own: modes and times are kept, owners are not, device nodes are left out.
@@ -63,29 +59,6 @@ func Untar(ctx context.Context, r io.Reader, dir string) error {
 	return nil
 }
 
-// maxText bounds a Dockerfile that comes on standard input, in bytes.
-const maxText = 16 << 20
-
-// ReadContext reads a build context that comes as a stream: a tar in any compression is unpacked into dir, anything else is the text of a
-// Dockerfile without a context.
-func ReadContext(ctx context.Context, r io.Reader, dir string) (text []byte, err error) {
-	plain, err := image.DecompressAny(r)
-	if err != nil {
-		return nil, err
-	}
-	defer plain.Close()
-	b := bufio.NewReaderSize(plain, 64<<10)
-	head, _ := b.Peek(64 << 10) // extended headers may come before the first file's
-	if _, err := tar.NewReader(bytes.NewReader(head)).Next(); err == nil {
-		return nil, Untar(ctx, b, dir)
-	}
-	text, err = io.ReadAll(io.LimitReader(b, maxText+1))
-	if err == nil && len(text) > maxText {
-		err = fmt.Errorf("neither a tar nor a Dockerfile: more than %d MiB of text", maxText>>20)
-	}
-	return text, err
-}
-
 func untarOne(root *os.Root, h *tar.Header, content io.Reader) error {
 	if h.Typeflag == tar.TypeXGlobalHeader {
 		return nil
@@ -117,7 +90,7 @@ func untarOne(root *os.Root, h *tar.Header, content io.Reader) error {
 		userXattrs(f, h)
 		return errors.Join(err, f.Close(), finish(root, h))
 	case tar.TypeSymlink:
-		return errors.Join(root.Symlink(h.Linkname, h.Name), linkTime(root, h))
+		return errors.Join(root.Symlink(h.Linkname, h.Name), linkTime(root, h.Name, h.ModTime))
 	case tar.TypeLink:
 		return root.Link(path.Clean("/" + h.Linkname)[1:], h.Name)
 	case tar.TypeFifo:
@@ -140,14 +113,18 @@ func userXattrs(f *os.File, h *tar.Header) {
 	}
 }
 
-// linkTime gives a link its time, which is in the layer of whoever copies it.
-func linkTime(root *os.Root, h *tar.Header) error {
-	dir, err := root.Open(path.Dir(h.Name))
+// linkTime sets the time of a name, which may be a link's: it is in the layer of whoever copies it.
+func linkTime(root *os.Root, name string, t time.Time) error {
+	dir, err := root.Open(path.Dir(name))
 	if err != nil {
 		return err
 	}
 	defer dir.Close()
-	return utimes(int(dir.Fd()), path.Base(h.Name), h.ModTime.UnixNano())
+	ts, err := unix.TimeToTimespec(t)
+	if err != nil {
+		return fmt.Errorf("time %v: %w", t, err)
+	}
+	return unix.UtimesNanoAt(int(dir.Fd()), path.Base(name), []unix.Timespec{ts, ts}, unix.AT_SYMLINK_NOFOLLOW)
 }
 
 // finish sets what was left open, unless something else has taken the name since.

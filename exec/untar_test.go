@@ -210,53 +210,6 @@ func FuzzUntar(f *testing.F) {
 	})
 }
 
-// A context on standard input: a tar in any compression, or a Dockerfile's text.
-func TestReadContext(t *testing.T) {
-	plain := tarOf(t, "pax_global_header : g", "d/a", "Dockerfile")
-	const files = "Dockerfile=Dockerfile d/ d/a=d/a"
-	const text = "FROM scratch\nCOPY a /\n"
-	big := bytes.Repeat([]byte("# x\n"), maxText/4+1)
-	long := tarOf(t, strings.Repeat("long/", 60)+"a")
-	for _, tc := range []struct {
-		name  string
-		data  []byte
-		files string
-		text  string
-		err   string
-	}{
-		{name: "tar", data: plain, files: files},
-		{name: "tar.gz", data: gz(t, plain), files: files},
-		{name: "tar.zst", data: zst(t, plain), files: files},
-		{name: "tar.xz", data: xzip(t, plain), files: files},
-		{name: "tar.bz2", data: bz2(t, plain), files: files},
-		{name: "tar, two gzip members", data: append(gz(t, plain[:1000]), gz(t, plain[1000:])...), files: files},
-		{name: "a tar whose first name is long", data: long, files: listOf(strings.Repeat("long/", 60) + "a")},
-		{name: "text", data: []byte(text), text: text},
-		{name: "text, gzip", data: gz(t, []byte(text)), text: text},
-		{name: "text with a byte order mark", data: []byte("\ufeff" + text), text: "\ufeff" + text},
-		{name: "nothing", data: nil, text: ""},
-		{name: "a cut gzip", data: gz(t, plain)[:50], err: "unexpected EOF"},
-		{name: "too much text", data: big, err: "neither a tar nor a Dockerfile"},
-	} {
-		t.Run(tc.name, func(t *testing.T) {
-			dir := t.TempDir()
-			got, err := ReadContext(context.Background(), bytes.NewReader(tc.data), dir)
-			if tc.err != "" {
-				if err == nil || !strings.Contains(err.Error(), tc.err) {
-					t.Errorf("error %v, want %s", err, tc.err)
-				}
-				return
-			}
-			if err != nil || string(got) != tc.text || (tc.files != "") != (got == nil) {
-				t.Errorf("text %q, %v", got, err)
-			}
-			if l := listDir(t, dir); l != tc.files {
-				t.Errorf("files %q, want %q", l, tc.files)
-			}
-		})
-	}
-}
-
 // listOf is listDir of one deep file.
 func listOf(p string) string {
 	var out []string

@@ -325,11 +325,16 @@ func tryOverlay(dir string) error {
 
 // context opens a context in the inner process: the same directory, the same rules.
 func (w *world) context(c contextRef) (*Context, error) {
-	return OpenContext("/"+contextDir(c.Name), c.Patterns, "", "")
+	opened, err := OpenContext("/"+contextDir(c.Name), c.Patterns, "", "")
+	if err == nil {
+		opened.Streamed = c.Streamed
+	}
+	return opened, err
 }
 
 // A contextRef names a context on the wire.
 type contextRef struct {
 	Name     string
 	Patterns []string
+	Streamed bool
 }

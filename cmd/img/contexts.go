@@ -159,6 +159,8 @@ type place struct {
 	// text is the content of the one file that came, where that is no archive. In a context from a URL it is also the file "context"
 	// (BuildKit shows it so).
 	text []byte
+	// noText says why text is no Dockerfile.
+	noText error
 	// time is what SOURCE_DATE_EPOCH=<context> means, in seconds since 1970; nil if the context has none.
 	time *int64
 }
@@ -249,10 +251,24 @@ func (b *build) readStream(ctx context.Context, p *place) (err error) {
 	if p.dir, err = b.places.temp(b.s.dir); err != nil {
 		return err
 	}
-	if p.text, err = exec.ReadContext(ctx, b.g.stdin, p.dir); err != nil {
+	s, err := exec.ReadContext(ctx, b.g.stdin, p.dir)
+	if err != nil {
 		return fmt.Errorf("build context on standard input: %w", err)
 	}
+	b.taken(p, dag.MainContext, s)
 	return nil
+}
+
+// taken notes what a stream was.
+func (b *build) taken(p *place, name string, s *exec.Stream) {
+	p.text, p.noText = s.Text, s.NoText
+	if !s.Newest.IsZero() {
+		seconds := s.Newest.Unix()
+		p.time = &seconds
+	}
+	for _, n := range s.Notes {
+		warnf(b.g.stderr, "%s: %s", contextTitle(name), n)
+	}
 }
 
 // contextTime is the ContextTime of dockerfile.Options.
@@ -326,6 +342,7 @@ func (b *build) openContext(ctx context.Context, name string) error {
 	if err != nil {
 		return withCode(exitUsage, fmt.Errorf("%s: %w", contextTitle(name), err))
 	}
+	c.Streamed = p.ours
 	c.RuleOf = func(path string) string {
 		_, line := ignore.Match(path)
 		return fmt.Sprintf("%s:%d", rules, line)
@@ -446,7 +463,7 @@ func (b *build) textDockerfile(p *place) error {
 		b.find("DockerfileIgnored", fmt.Sprintf("-f %s has no effect: %s is a Dockerfile itself", b.r.File, shownURL(b.r.Context.Value)))
 	}
 	b.source = p.text
-	return nil
+	return withCode(exitUsage, p.noText)
 }
 
 // find notes a warning about contexts.

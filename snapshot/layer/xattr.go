@@ -1,6 +1,7 @@
 package layer
 
 import (
+	"archive/tar"
 	"bytes"
 	"encoding/binary"
 	"fmt"
@@ -55,6 +56,15 @@ func xattrs(records map[string]string, t snapshot.Type) ([]snapshot.Xattr, error
 	}
 	slices.SortFunc(out, func(a, b snapshot.Xattr) int { return strings.Compare(a.Name, b.Name) })
 	return out, nil
+}
+
+// Xattrs returns the attributes of a tar's entry that a layer keeps, sorted. More of them than are allowed, and malformed ones, are errors.
+func Xattrs(h *tar.Header) ([]snapshot.Xattr, error) {
+	var e snapshot.Entry
+	if err := typeOf(h, &e); err != nil {
+		return nil, err
+	}
+	return xattrs(h.PAXRecords, e.Type)
 }
 
 // counts reports whether an attribute can be on such a file, and is the image's. The kernel has user.* for files and
