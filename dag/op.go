@@ -1,6 +1,6 @@
 package dag
 
-// An Op is what a vertex does. The set is closed: Image, Run, Copy, Mkdir, Pack, Manifest, Index.
+// An Op is what a vertex does. The set is closed: Image, Run, Copy, HTTP, Git, Mkdir, Pack, Manifest, Index.
 //
 // Every exported field of an op is part of the vertex's cache key, unless it carries the tag `key:"-"`; a test in
 // package exec changes each field and looks.
@@ -153,6 +153,38 @@ type InlineFile struct {
 	Data []byte `json:"data"`
 }
 
+// HTTP is a file from the web, as the only file of a file system: mode 0600, owner 0:0, its time the server's or 1970.
+type HTTP struct {
+	// URL counts by what is there.
+	URL string `json:"url"`
+	// Name is what the file is called.
+	Name string `json:"name"`
+	// Checksum is the digest that the file must have, "" for any: "sha256:…".
+	Checksum string `json:"checksum,omitempty"`
+}
+
+// GitTree is the directory that a Git makes: a file system's root has no time of its own, a repository's root has.
+const GitTree = "tree"
+
+// Git is what a revision of a git repository holds, in the directory GitTree: modes 0644 and 0755, owner 0:0.
+type Git struct {
+	// Remote is the repository's address as git takes it: a URL (http, https, ssh, git) or user@host:path.
+	Remote string `json:"remote"`
+	// Ref is a branch, a tag, a full name of either or a commit; "" is the remote's default branch.
+	Ref string `json:"ref,omitempty"`
+	// Subdir is the directory of the repository that alone is taken, relative and clean; "" is all.
+	Subdir string `json:"subdir,omitempty"`
+	// Checksum is how the name of the commit, or of the tag's object, must begin; hexadecimal.
+	Checksum string `json:"checksum,omitempty"`
+	// KeepGitDir keeps a .git directory, in which the commit is checked out. It needs an empty Subdir to have an effect.
+	KeepGitDir     bool `json:"keepGitDir,omitempty"`
+	SkipSubmodules bool `json:"skipSubmodules,omitempty"`
+	// MTime is "" (files have the time of their checkout) or "commit".
+	MTime string `json:"mtime,omitempty"`
+	// FetchByCommit takes the full Checksum (or Ref) for the commit without asking the remote what Ref is.
+	FetchByCommit bool `json:"fetchByCommit,omitempty"`
+}
+
 // Mkdir makes a directory and its missing parents, mode 0755: WORKDIR.
 type Mkdir struct {
 	Base Ref    `json:"base"`
@@ -221,6 +253,8 @@ type IndexImage struct {
 func (*Image) Kind() string    { return "image" }
 func (*Run) Kind() string      { return "run" }
 func (*Copy) Kind() string     { return "copy" }
+func (*HTTP) Kind() string     { return "http" }
+func (*Git) Kind() string      { return "git" }
 func (*Mkdir) Kind() string    { return "mkdir" }
 func (*Pack) Kind() string     { return "pack" }
 func (*Manifest) Kind() string { return "manifest" }
@@ -229,6 +263,8 @@ func (*Index) Kind() string    { return "index" }
 func (*Image) op()    {}
 func (*Run) op()      {}
 func (*Copy) op()     {}
+func (*HTTP) op()     {}
+func (*Git) op()      {}
 func (*Mkdir) op()    {}
 func (*Pack) op()     {}
 func (*Manifest) op() {}

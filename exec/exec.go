@@ -16,6 +16,7 @@ import (
 	"img/cache"
 	"img/dag"
 	"img/engine"
+	"img/exec/fetch"
 	"img/registry/image"
 	"img/registry/layout"
 	"img/snapshot"
@@ -38,6 +39,8 @@ type Options struct {
 	Contexts map[string]*Context
 	// Base is where layers of base images come from that the local store does not have.
 	Base image.Fetcher
+	// Fetch reaches URLs and git repositories; nil if no vertex needs one.
+	Fetch *fetch.Client
 	// Secret returns a secret's content by id; ok is false when the caller gave none of that id.
 	Secret func(id string) (data []byte, ok bool, err error)
 	// ResolvConf is the content of the steps' /etc/resolv.conf.
@@ -87,7 +90,7 @@ func (x *Executor) Tier() int {
 }
 
 // Versions of what each kind of step does. A number is raised whenever a result may differ from the one that an older img made.
-var semantics = map[string]int{"image": 1, "run": 3, "copy": 3, "mkdir": 2, "pack": 1, "manifest": 1, "index": 1}
+var semantics = map[string]int{"image": 1, "run": 3, "copy": 3, "http": 1, "git": 1, "mkdir": 2, "pack": 1, "manifest": 1, "index": 1}
 
 // Key implements engine.Executor.
 func (x *Executor) Key(ctx context.Context, v *dag.Vertex, in []cache.Output, h *cache.Hash) error {
@@ -102,6 +105,10 @@ func (x *Executor) Key(ctx context.Context, v *dag.Vertex, in []cache.Output, h 
 		return x.runKey(ctx, h, op, in)
 	case *dag.Copy:
 		return x.copyKey(ctx, h, op, in)
+	case *dag.HTTP:
+		return x.httpKey(ctx, h, op)
+	case *dag.Git:
+		return x.gitKey(ctx, h, op)
 	case *dag.Mkdir:
 		mkdirKey(h, op, in)
 		return nil
@@ -150,6 +157,10 @@ func (x *Executor) Exec(ctx context.Context, v *dag.Vertex, in []cache.Output, l
 		return engine.Result{Output: out, Tier: x.Tier(), Warnings: warnings}, err
 	case *dag.Copy:
 		out, warnings, err = x.copy(ctx, op, in)
+	case *dag.HTTP:
+		out, err = x.http(ctx, op)
+	case *dag.Git:
+		out, err = x.git(ctx, op)
 	case *dag.Mkdir:
 		out, warnings, err = x.mkdir(ctx, op, in)
 	case *dag.Pack:

@@ -43,14 +43,15 @@ func Serve(broken error) error {
 	w := &world{broken: broken}
 	defer w.close()
 	return inner.Serve(os.NewFile(3, "calls"), map[string]inner.Handler{
-		"setup":  w.setUp,
-		"run":    handle(w.run),
-		"copy":   handle(w.copy),
-		"mkdir":  handle(w.mkdir),
-		"pack":   handle(w.pack),
-		"unpack": handle(w.unpack),
-		"export": handle(w.export),
-		"remove": handle(w.remove),
+		"setup":   w.setUp,
+		"run":     handle(w.run),
+		"copy":    handle(w.copy),
+		"fetched": handle(w.fetched),
+		"mkdir":   handle(w.mkdir),
+		"pack":    handle(w.pack),
+		"unpack":  handle(w.unpack),
+		"export":  handle(w.export),
+		"remove":  handle(w.remove),
 	})
 }
 

@@ -21,6 +21,7 @@ import (
 	"img/dag/dockerfile"
 	"img/engine"
 	"img/exec"
+	"img/exec/fetch"
 	"img/registry/image"
 )
 
@@ -48,6 +49,7 @@ type build struct {
 	// logs holds what steps print, if it is much.
 	logs       string
 	removeLogs func() error
+	fetcher    *fetch.Client
 }
 
 // Run builds: read, lower, solve, write the results.
@@ -88,6 +90,9 @@ func (b *build) close() {
 	b.places.remove()
 	if b.removeLogs != nil {
 		b.removeLogs()
+	}
+	if b.fetcher != nil {
+		b.fetcher.Close()
 	}
 }
 
@@ -327,7 +332,7 @@ func (b *build) make(ctx context.Context) error {
 func (b *build) solve(ctx context.Context, display *progress.Display) (*exec.Executor, map[dag.ID]cache.Output, error) {
 	for {
 		x := b.s.executor(b.g, exec.Options{
-			Contexts: b.contexts, Base: b.bases, Secret: b.secret, ResolvConf: resolvConf(), Note: display.Note,
+			Contexts: b.contexts, Base: b.bases, Fetch: b.web(), Secret: b.secret, ResolvConf: resolvConf(), Note: display.Note,
 		})
 		outs, err := engine.Solve(ctx, b.plan.Graph, b.targets(), x, engine.Options{
 			Cache: b.s.records, Jobs: b.c.Jobs, Observe: b.observe(display), Boot: bootID(), Refuse: b.refuse(),

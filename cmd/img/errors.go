@@ -27,6 +27,7 @@ import (
 	"img/dag/dockerfile"
 	"img/engine"
 	"img/exec"
+	"img/exec/fetch"
 	"img/exec/sandbox"
 	"img/registry"
 	"img/userns"
@@ -134,6 +135,10 @@ func exitCode(ctx context.Context, err error) int {
 	if errors.As(err, &known) {
 		return known.code
 	}
+	var gone *fetch.Error
+	if errors.As(err, &gone) {
+		return exitSource
+	}
 	var bad *dockerfile.Error
 	if errors.As(err, &bad) {
 		return exitUsage
@@ -237,6 +242,7 @@ func hint(err error, g *Globals) string {
 	var host *userns.Error
 	var bad *dockerfile.Error
 	var gone *exec.NotFoundError
+	var unfetched *fetch.Error
 	var foreign *exec.ForeignError
 	var bug *crash
 	switch {
@@ -254,6 +260,8 @@ func hint(err error, g *Globals) string {
 		return bad.Hint
 	case errors.As(err, &gone):
 		return gone.Hint()
+	case errors.As(err, &unfetched) && unfetched.Remedy != "":
+		return unfetched.Remedy
 	case errors.As(err, &foreign):
 		return foreign.Hint()
 	case errors.As(err, &bug):

@@ -3,10 +3,12 @@ package dockerfile
 import (
 	"errors"
 	"fmt"
+	"net/url"
 	"path"
 	"regexp"
 	"strconv"
 	"strings"
+	"unicode"
 
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
 	"github.com/moby/buildkit/frontend/dockerfile/shell"
@@ -35,8 +37,11 @@ func (l *lowering) copy(s *stage, c command, i *instructions.CopyCommand) error 
 		}
 	}
 	for _, src := range i.SourcePaths {
+		g, err := parseGit(src, false)
 		switch {
-		case isGit(src):
+		case err != nil:
+			return err
+		case g != nil:
 			return errors.New("source can't be a git ref for COPY")
 		case isURL(src):
 			return errors.New("source can't be a URL for COPY")
@@ -53,35 +58,133 @@ func (l *lowering) add(s *stage, c command, i *instructions.AddCommand) error {
 	in := inputs{v}
 	op := &dag.Copy{Base: in.ref(s.files), Chown: i.Chown, Chmod: i.Chmod, Exclude: i.ExcludePatterns, Link: i.Link}
 	v.Op = op
-	if err := l.remote(c, i); err != nil {
-		return err
+	for _, src := range i.SourcePaths {
+		from, err := l.addSource(s, c, i, in, src)
+		if err != nil {
+			return &Error{Pos: l.f.word(l.f.at(c.Location()), src), Err: err}
+		}
+		last := len(op.Sources) - 1
+		if last >= 0 && from.From == mainContext && op.Sources[last].From == mainContext {
+			op.Sources[last].Paths = append(op.Sources[last].Paths, from.Paths...)
+			continue
+		}
+		op.Sources = append(op.Sources, from)
 	}
-	if len(i.SourcePaths) > 0 {
-		op.Sources = []dag.CopySource{{From: mainContext, Paths: i.SourcePaths, Unpack: i.Unpack == nil || *i.Unpack}}
+	if err := checkChecksum(i); err != nil {
+		return err
 	}
 	return l.files(s, c, v, op, i.SourcesAndDest, "ADD", i.String())
 }
 
-// remote refuses what ADD does not fetch yet, and options that are for such sources alone.
-func (l *lowering) remote(c command, i *instructions.AddCommand) error {
-	for _, src := range i.SourcePaths {
-		kind := "a URL"
-		switch {
-		case isGit(src):
-			kind = "a git repository"
-		case !isURL(src):
-			continue
-		}
-		return &Error{Pos: l.f.word(l.f.at(c.Location()), src), Err: fmt.Errorf("ADD of %s is not there yet: %s", kind, src),
-			Hint: "download it in a RUN step"}
+// addSource is one source of an ADD: files of the context, a URL or a repository.
+func (l *lowering) addSource(s *stage, c command, i *instructions.AddCommand, in inputs, src string) (dag.CopySource, error) {
+	g, err := parseGit(src, false)
+	switch {
+	case err != nil:
+		return dag.CopySource{}, err
+	case g != nil:
+		return l.addGit(s, c, i, in, g)
+	case isURL(src):
+		return l.addURL(s, c, i, in, src)
+	}
+	return dag.CopySource{From: mainContext, Paths: []string{src}, Unpack: i.Unpack == nil || *i.Unpack}, nil
+}
+
+// addURL adds the vertex of a URL. What comes from the web is not unpacked, unless that is asked for.
+func (l *lowering) addURL(s *stage, c command, i *instructions.AddCommand, in inputs, src string) (dag.CopySource, error) {
+	op := &dag.HTTP{URL: src, Name: urlName(src), Checksum: i.Checksum}
+	if err := checkDigest(i.Checksum); err != nil {
+		return dag.CopySource{}, err
+	}
+	id := l.fetch(s, c, op, *op, src)
+	return dag.CopySource{From: dag.Source{Input: in.ref(id)}, Paths: []string{op.Name}, Literal: true, Unpack: i.Unpack != nil && *i.Unpack}, nil
+}
+
+// addGit adds the vertex of a repository. The instruction's options and the address's must agree.
+func (l *lowering) addGit(s *stage, c command, i *instructions.AddCommand, in inputs, g *gitSource) (dag.CopySource, error) {
+	switch {
+	case i.KeepGitDir != nil && g.keep != nil && *i.KeepGitDir != *g.keep:
+		return dag.CopySource{}, errors.New("inconsistent keep-git-dir configuration")
+	case i.KeepGitDir != nil:
+		g.KeepGitDir = *i.KeepGitDir
 	}
 	switch {
-	case i.Checksum == "":
+	case i.Checksum != "" && g.Checksum != "" && i.Checksum != g.Checksum:
+		return dag.CopySource{}, fmt.Errorf("checksum mismatch %q != %q", i.Checksum, g.Checksum)
+	case i.Checksum != "":
+		g.Checksum = i.Checksum
+	}
+	if err := g.check(); err != nil {
+		return dag.CopySource{}, err
+	}
+	id := l.fetch(s, c, &g.Git, g.Git, g.Remote)
+	return dag.CopySource{From: dag.Source{Input: in.ref(id)}, Paths: []string{dag.GitTree}, Literal: true, Times: g.MTime != ""}, nil
+}
+
+// fetch returns the vertex of something from the web, the same for all who name it alike. It is no step of a stage, nor for a platform.
+func (l *lowering) fetch(s *stage, c command, op dag.Op, same any, src string) dag.ID {
+	if id, ok := l.fetched[same]; ok {
+		return id
+	}
+	id := l.graph.Add(&dag.Vertex{Op: op, Pos: l.f.at(c.Location()), Name: "fetch " + redact(src), Stage: s.label()})
+	l.fetched[same] = id
+	return id
+}
+
+// urlName is what a file from the web is called: the last part of the URL's path.
+func urlName(src string) string {
+	const unnamed = "__unnamed__"
+	u, err := url.Parse(src)
+	if err != nil {
+		return unnamed
+	}
+	name := path.Base(strings.TrimSpace(path.Base(u.Path)))
+	switch {
+	case name == "." || name == "/":
+		return unnamed
+	case name == ".." || strings.ContainsFunc(name, unicode.IsControl):
+		return "download"
+	}
+	return name
+}
+
+// redact is an address without what only its owner should see: user, password, query.
+func redact(src string) string {
+	u, err := url.Parse(src)
+	if err != nil || u.Host == "" {
+		src, _, _ = strings.Cut(src, "?")
+		return src
+	}
+	u.User, u.RawQuery, u.Fragment, u.RawFragment = nil, "", "", ""
+	return u.String()
+}
+
+// digestForm is a digest by an algorithm that img knows (image-spec, descriptor.md, "Digests").
+var digestForm = regexp.MustCompile(`^(sha256:[a-f0-9]{64}|sha384:[a-f0-9]{96}|sha512:[a-f0-9]{128})$`)
+
+func checkDigest(sum string) error {
+	algorithm, _, ok := strings.Cut(sum, ":")
+	switch {
+	case sum == "" || digestForm.MatchString(sum):
 		return nil
-	case len(i.SourcePaths) != 1:
+	case ok && algorithm != "sha256" && algorithm != "sha384" && algorithm != "sha512":
+		return fmt.Errorf("unsupported digest algorithm %q in checksum %s", algorithm, sum)
+	}
+	return fmt.Errorf("invalid checksum digest format %q: want sha256: and 64 hexadecimal digits", sum)
+}
+
+// checkChecksum refuses --checksum where it could not say whose sum it is.
+func checkChecksum(i *instructions.AddCommand) error {
+	if i.Checksum == "" {
+		return nil
+	}
+	if len(i.SourcePaths) != 1 {
 		return errors.New("checksum can't be specified for multiple sources")
 	}
-	return errors.New("checksum requires HTTP(S) or Git sources")
+	if g, err := parseGit(i.SourcePaths[0], false); err == nil && g == nil && !isURL(i.SourcePaths[0]) {
+		return errors.New("checksum requires HTTP(S) or Git sources")
+	}
+	return nil
 }
 
 // files lowers what COPY and ADD have in common.
@@ -182,16 +285,4 @@ func checkMode(mode string) error {
 
 func isURL(src string) bool {
 	return strings.HasPrefix(src, "http://") || strings.HasPrefix(src, "https://")
-}
-
-// scpForm is git's "user@host:path".
-var scpForm = regexp.MustCompile(`^[a-zA-Z0-9_.-]+@[a-zA-Z0-9.-]+:`)
-
-func isGit(src string) bool {
-	if isURL(src) {
-		repo, _, _ := strings.Cut(src, "#")
-		repo, _, _ = strings.Cut(repo, "?")
-		return strings.HasSuffix(repo, ".git")
-	}
-	return strings.HasPrefix(src, "git://") || strings.HasPrefix(src, "ssh://") || scpForm.MatchString(src)
 }

@@ -21,6 +21,8 @@ type lowering struct {
 	graph dag.Graph
 	roots map[baseKey]*root
 	proxy []string
+	// fetched are the vertices of URLs and repositories by their ops' values.
+	fetched map[any]dag.ID
 }
 
 // A baseKey tells bases apart that are shared among stages.
@@ -43,7 +45,7 @@ func Lower(f *File, o Options, base func(BaseRef) (*image.Image, error)) (_ *Pla
 		return nil, err
 	}
 	defer func() { err = f.explain(b, err) }()
-	l := &lowering{build: b, ask: base, asked: map[BaseRef]*image.Image{}, roots: map[baseKey]*root{}, proxy: proxies(o)}
+	l := &lowering{build: b, ask: base, asked: map[BaseRef]*image.Image{}, roots: map[baseKey]*root{}, fetched: map[any]dag.ID{}, proxy: proxies(o)}
 	if err := l.reach(l.triggersOfImage); err != nil {
 		return nil, err
 	}
@@ -393,7 +395,7 @@ func (l *lowering) manifest(t *stage, config []byte) dag.ID {
 		if l.o.RewriteTimes {
 			pack.Epoch = l.epoch
 			if c, ok := of.Op.(*dag.Copy); ok {
-				pack.FromContext = l.fromContext(c)
+				pack.FromContext = l.fromContext(of, c)
 			}
 		}
 		id := l.graph.Add(&dag.Vertex{Op: pack, Inputs: []dag.ID{step}, Pos: of.Pos, Name: "layer of " + of.Name, Stage: of.Stage, Platform: of.Platform})
@@ -402,9 +404,15 @@ func (l *lowering) manifest(t *stage, config []byte) dag.ID {
 	return l.graph.Add(m)
 }
 
-// fromContext reports whether a step takes all its files from build contexts, as far as it takes any but heredocs.
-func (l *lowering) fromContext(op *dag.Copy) bool {
-	return len(op.Sources) > 0 && !slices.ContainsFunc(op.Sources, func(s dag.CopySource) bool { return s.From.Context == "" })
+// fromContext reports whether a step takes all its files, but for heredocs, from where times say nothing: build contexts, and checkouts.
+func (l *lowering) fromContext(v *dag.Vertex, op *dag.Copy) bool {
+	return len(op.Sources) > 0 && !slices.ContainsFunc(op.Sources, func(s dag.CopySource) bool {
+		if s.From.Context != "" || s.From.Input == dag.Scratch {
+			return s.From.Context == ""
+		}
+		g, ok := l.graph.Vertex(v.Inputs[s.From.Input]).Op.(*dag.Git)
+		return !ok || g.MTime == "commit"
+	})
 }
 
 // inputs adds to the inputs of a vertex.

@@ -114,6 +114,11 @@ func details(op dag.Op) []string {
 			f = append(f, fmt.Sprintf("file=%s:%q", h.Name, h.Data))
 		}
 		return f
+	case *dag.HTTP:
+		return fields("url", op.URL, "name", op.Name, "checksum", op.Checksum)
+	case *dag.Git:
+		return fields("remote", op.Remote, "ref", op.Ref, "subdir", op.Subdir, "checksum", op.Checksum, "keep-git-dir", op.KeepGitDir,
+			"skip-submodules", op.SkipSubmodules, "mtime", op.MTime, "fetch-by-commit", op.FetchByCommit)
 	case *dag.Mkdir:
 		return fields("path", op.Path, "user", op.User)
 	case *dag.Pack:
