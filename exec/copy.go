@@ -646,7 +646,7 @@ func (t *target) isDir(p string) (bool, error) {
 	return st.Mode&unix.S_IFMT == unix.S_IFDIR, nil
 }
 
-// mkdirAll makes a directory and its missing parents: 0755 (or an octal --chmod), owned by 0:0 (or --chown).
+// mkdirAll makes a directory and its missing parents: 0755 (or the permissions of an octal --chmod), owned by 0:0 (or --chown).
 func (t *target) mkdirAll(p string) error {
 	if p == "." || p == "/" {
 		return nil
@@ -664,7 +664,7 @@ func (t *target) mkdirAll(p string) error {
 	if _, err := t.mkdir(fd, base, p); err != nil {
 		return err
 	}
-	return t.restore(fd, base, p, snapshot.Entry{Type: snapshot.Dir, Mode: t.mode.parents()})
+	return t.restoreAs(fd, base, p, snapshot.Entry{Type: snapshot.Dir}, t.mode.parents())
 }
 
 // mkdir makes one directory; made is false if it was there.

@@ -6,18 +6,31 @@ import (
 	"strings"
 )
 
-// A modeChange is --chmod: nothing, octal digits, or symbolic clauses as chmod(1) has them ("u+x,go=r").
+// A modeChange is --chmod: nothing, octal digits, or symbolic clauses ("u+x,go=r") as BuildKit understands them, which are BSD's: a
+// directory's set-id bits are bits like others, the sticky bit belongs to every class but others alone, and X asks the mode before all
+// clauses.
 type modeChange struct {
 	octal   bool
 	mode    uint32
 	clauses []modeClause
 }
 
+// A modeClause is one operator with what is on either side of it.
 type modeClause struct {
-	who  uint32 // bits of the classes meant: 0o700, 0o070, 0o007 with their set-id and sticky bits
-	op   byte
+	// who is the bits of the classes named, 0 if none is: set-id bits belong to their class, the sticky bit to none.
+	who uint32
+	op  byte
+	// perm is letters of rwxXst, and of ugo for the permissions of a class.
 	perm string
 }
+
+const (
+	setIDs    = 0o6000
+	sticky    = 0o1000
+	otherBits = 0o007
+	// classBits are what a clause without a class changes.
+	classBits = 0o6777
+)
 
 // parseMode reads --chmod's value.
 func parseMode(s string) (modeChange, error) {
@@ -54,15 +67,12 @@ func parseClauses(text string) ([]modeClause, error) {
 		case 'g':
 			who |= 0o2070
 		case 'o':
-			who |= 0o1007
+			who |= otherBits
 		case 'a':
-			who |= 0o7777
+			who |= classBits
 		default:
 			return nil, fmt.Errorf("unknown class %q", c)
 		}
-	}
-	if i == 0 {
-		who = 0o7777
 	}
 	var out []modeClause
 	for rest := text[i:]; rest != ""; {
@@ -72,7 +82,7 @@ func parseClauses(text string) ([]modeClause, error) {
 		if end >= 0 {
 			perm = rest[1 : 1+end]
 		}
-		if strings.Trim(perm, "rwxXst") != "" && !(len(perm) == 1 && strings.Contains("ugo", perm)) {
+		if strings.Trim(perm, "rwxXstugo") != "" {
 			return nil, fmt.Errorf("unknown permission %q", perm)
 		}
 		out = append(out, modeClause{who, op, perm})
@@ -81,10 +91,11 @@ func parseClauses(text string) ([]modeClause, error) {
 	return out, nil
 }
 
-// parents is the mode of directories that a copy makes on its way: an octal mode counts, a symbolic one does not.
+// parents is the mode of directories that a copy makes on its way: of an octal mode the permissions count (BuildKit drops the
+// set-id and sticky bits there), a symbolic one does not.
 func (m modeChange) parents() uint32 {
 	if m.octal {
-		return m.mode
+		return m.mode & 0o777
 	}
 	return 0o755
 }
@@ -93,53 +104,80 @@ func (m modeChange) apply(mode uint32, dir bool) uint32 {
 	if m.octal {
 		return m.mode
 	}
+	someX := dir || mode&0o111 != 0
 	for _, c := range m.clauses {
-		mode = c.apply(mode, dir)
+		mode = c.apply(mode, someX)
 	}
 	return mode
 }
 
-func (c modeClause) apply(mode uint32, dir bool) uint32 {
-	bits := c.bits(mode, dir) & c.who
-	switch c.op {
-	case '+':
-		return mode | bits
-	case '-':
-		return mode &^ bits
-	}
-	keep := ^c.who
-	if dir {
-		keep |= 0o6000 // chmod(1): a directory's set-id bits go only when named
-	}
-	return mode&keep | bits
-}
-
-// bits spreads a permission over all classes; the clause's classes select from it.
-func (c modeClause) bits(mode uint32, dir bool) uint32 {
-	var b uint32
+// apply changes a mode; someX says whether X is x.
+func (c modeClause) apply(mode uint32, someX bool) uint32 {
+	who, bits := c.who, uint32(0)
+	onlyOthers := c.who != 0 && c.who&^otherBits == 0
+	assigned := false // what "=" clears is cleared once, unless more is said after the permissions of a class
 	for _, p := range c.perm {
 		switch p {
 		case 'r':
-			b |= 0o444
+			bits |= 0o444
 		case 'w':
-			b |= 0o222
+			bits |= 0o222
 		case 'x':
-			b |= 0o111
+			bits |= 0o111
 		case 'X':
-			if dir || mode&0o111 != 0 {
-				b |= 0o111
+			if someX || c.op == '-' {
+				bits |= 0o111
 			}
 		case 's':
-			b |= 0o6000
+			if !onlyOthers {
+				bits |= setIDs
+			}
 		case 't':
-			b |= 0o1000
-		case 'u':
-			b |= mode >> 6 & 7 * 0o111
-		case 'g':
-			b |= mode >> 3 & 7 * 0o111
-		case 'o':
-			b |= mode & 7 * 0o111
+			if !onlyOthers {
+				// Without a class this leaves it the only bit that is meant.
+				who |= sticky
+				bits |= sticky
+			}
+		default:
+			if bits != 0 {
+				mode = c.change(mode, who, bits)
+			}
+			mode, bits, assigned = c.copy(mode, who, p), 0, true
 		}
 	}
-	return b
+	if bits != 0 || c.op == '=' && !assigned {
+		mode = c.change(mode, who, bits)
+	}
+	return mode
+}
+
+func (c modeClause) change(mode, who, bits uint32) uint32 {
+	meant := who
+	if who == 0 {
+		meant = classBits
+	}
+	switch c.op {
+	case '+':
+		return mode | bits&meant
+	case '-':
+		return mode &^ (bits & meant)
+	}
+	return mode&^meant | bits&meant
+}
+
+// copy changes the permissions of the clause's classes by those that the class from has.
+func (c modeClause) copy(mode, who uint32, from rune) uint32 {
+	shift := map[rune]uint{'u': 6, 'g': 3, 'o': 0}[from]
+	have := mode >> shift & 7 * 0o111
+	if who == 0 {
+		who = classBits
+	}
+	who &= 0o777
+	switch c.op {
+	case '+':
+		return mode | have&who
+	case '-':
+		return mode &^ (have & who)
+	}
+	return mode&^who | have&who
 }

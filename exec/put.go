@@ -203,6 +203,11 @@ func (t *target) putDevice(fd int, base string, e snapshot.Entry) error {
 // restore sets owner, mode and attributes. Owner before mode: chown clears the set-id bits. Attributes last: chown clears
 // security.capability.
 func (t *target) restore(fd int, base, p string, e snapshot.Entry) error {
+	return t.restoreAs(fd, base, p, e, t.mode.apply(e.Mode, e.Type == snapshot.Dir))
+}
+
+// restoreAs is restore with a mode in place of the entry's.
+func (t *target) restoreAs(fd int, base, p string, e snapshot.Entry, mode uint32) error {
 	uid, gid := e.UID, e.GID
 	if t.chown {
 		uid, gid = t.uid, t.gid
@@ -212,7 +217,7 @@ func (t *target) restore(fd int, base, p string, e snapshot.Entry) error {
 	}
 	proc := fmt.Sprintf("/proc/self/fd/%d/%s", fd, base)
 	if e.Type != snapshot.Symlink {
-		if err := unix.Fchmodat(fd, base, t.mode.apply(e.Mode, e.Type == snapshot.Dir), 0); err != nil {
+		if err := unix.Fchmodat(fd, base, mode, 0); err != nil {
 			return &os.PathError{Op: "chmod", Path: "/" + p, Err: err}
 		}
 	}
