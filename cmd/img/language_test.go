@@ -315,7 +315,7 @@ func (l *language) baseOf(i *image.Image) map[string]treeFile {
 }
 
 var (
-	timed    = regexp.MustCompile(`^\S+ \d{4} \d+:\d+ \S+ (/.*) @\d+$`)
+	timed    = regexp.MustCompile(`^\S+ \d{4} \d+:\d+ \S+ (/.*) @-?\d+$`)
 	pathOnly = regexp.MustCompile(`^(/\S*)`)
 )
 

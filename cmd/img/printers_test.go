@@ -110,7 +110,7 @@ func shortContent(r io.Reader) (string, error) {
 	h := sha256.New()
 	h.Write(head)
 	_, err = io.Copy(h, r)
-	return fmt.Sprintf("sha256:%.12x", h.Sum(nil)), err
+	return fmt.Sprintf("sha256:%.6x", h.Sum(nil)), err
 }
 
 // mergedFiles are the files of an image by path, "/" first.

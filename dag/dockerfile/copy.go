@@ -206,8 +206,31 @@ func (l *lowering) files(s *stage, c command, v *dag.Vertex, op *dag.Copy, paths
 	if op.Chmod != "" {
 		op.Link = false // as BuildKit does
 	}
+	if err := l.ownerNames(c, op); err != nil {
+		return err
+	}
 	l.step(s, c, v, expandName(l.lex, text, s.env))
 	s.remember(copyText(keyword, op, paths), true)
+	return nil
+}
+
+// ownerNames refuses names in --chown where there is no root to look them up in: BuildKit fails then, too, by "invalid user index: -1".
+func (l *lowering) ownerNames(c command, op *dag.Copy) error {
+	where := "on an empty root"
+	switch {
+	case op.Link:
+		where = "with --link, which copies onto an empty root"
+	case op.Base != dag.Scratch:
+		return nil
+	}
+	for part := range strings.SplitSeq(op.Chown, ":") {
+		if _, err := strconv.ParseUint(part, 10, 32); part == "" || part == "root" || err == nil {
+			continue
+		}
+		return &Error{Pos: l.f.word(l.f.at(c.Location()), "--chown"),
+			Err:  fmt.Errorf("invalid user index: there is no /etc/passwd to find %q in %s (--chown=%s)", part, where, op.Chown),
+			Hint: "give the ids as numbers: --chown=UID:GID"}
+	}
 	return nil
 }
 
