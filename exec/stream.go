@@ -54,7 +54,7 @@ type Stream struct {
 	NoText error
 	// Archive says that the one file there is would be an archive.
 	Archive bool
-	// Newest is the time of the archive's newest regular file; zero if there is none.
+	// Newest is the time of the newest regular file of what was unpacked; zero if there is none.
 	Newest time.Time
 	// Notes say what of the archive is not in the context.
 	Notes []string
@@ -129,6 +129,31 @@ func PlaceFetched(ctx context.Context, f *os.File, modified time.Time, unpack bo
 	text, err := readText(plain)
 	made.Text, made.NoText = text.Text, err
 	return made, nil
+}
+
+// NewestFile is the time of the newest regular file in an archive; zero for what is none, or is damaged.
+func NewestFile(ctx context.Context, f *os.File) (newest time.Time, err error) {
+	if ok, err := isArchive(f); err != nil || !ok {
+		return newest, err
+	}
+	plain, err := image.DecompressAny(contextReader{ctx, f})
+	if err != nil {
+		return newest, err
+	}
+	defer plain.Close()
+	for t := tar.NewReader(plain); ; {
+		h, err := t.Next()
+		switch {
+		case ctx.Err() != nil:
+			return newest, context.Cause(ctx)
+		case errors.Is(err, io.EOF):
+			return newest, nil
+		case err != nil:
+			return time.Time{}, nil
+		case h.FileInfo().Mode().IsRegular() && h.ModTime.After(newest):
+			newest = h.ModTime
+		}
+	}
 }
 
 func unpackStream(ctx context.Context, r io.Reader, dir string) (*Stream, error) {
@@ -225,9 +250,10 @@ func (u *streamer) entry(h *tar.Header) error {
 	}
 	// As if the directory were the root: "/a" and "../a" are "a".
 	name := path.Clean("/" + h.Name)[1:]
-	if name == "" {
-		u.times = append(u.times, streamTime{".", h.ModTime}) // COPY gives it to what it makes of the context
-		return nil
+	if name == "" && h.Typeflag != tar.TypeDir {
+		return errors.New("the root is no directory")
+	} else if name == "" {
+		return u.dir(".", h) // COPY gives its time to what it makes of the context
 	}
 	if err := u.parents(path.Dir(name)); err != nil {
 		return err

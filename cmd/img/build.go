@@ -41,6 +41,7 @@ type build struct {
 	contexts map[string]*exec.Context
 	warnings warnings
 	places   places
+	loads    loads
 	// beside is the path of the Dockerfile among the caller's files, "" if it is none of them; ignore are the rules of the build context.
 	beside string
 	ignore *dockerfile.Ignore
@@ -50,6 +51,7 @@ type build struct {
 	logs       string
 	removeLogs func() error
 	fetcher    *fetch.Client
+	fetchers   sync.Once
 }
 
 // Run builds: read, lower, solve, write the results.
@@ -237,7 +239,7 @@ func (b *build) options(ctx context.Context, platform string) dockerfile.Options
 		Compression: b.compression(), Docker: b.r.Docker,
 		Epoch: b.r.Epoch, RewriteTimes: b.r.RewriteTimes,
 		Image:    b.wantsImage(),
-		Contexts: b.namedContexts(), Ignore: b.ignore, ContextTime: b.contextTime(ctx), Found: b.found,
+		Contexts: b.namedContexts(), Ignore: b.ignore, ContextTime: b.contextTime(ctx), SourceTime: b.sourceTime(ctx), Found: b.found,
 	}
 }
 
@@ -306,13 +308,7 @@ func (b *build) targets() []dag.ID {
 
 // make solves the plan and writes the results.
 func (b *build) make(ctx context.Context) error {
-	mode := b.r.Progress
-	if b.c.Quiet {
-		mode = progress.Quiet
-	}
-	display := progress.New(mode, b.g.stderr, progress.Options{
-		Getenv: b.g.getenv, LogDir: b.logDir, Platforms: b.r.Indexed || b.r.Platforms[0] != b.r.Host,
-	})
+	display := b.newDisplay(b.loads.shown)
 	x, outs, err := b.solve(ctx, display)
 	display.Close()
 	b.sayWarnings()
@@ -326,6 +322,17 @@ func (b *build) make(ctx context.Context) error {
 		return err
 	}
 	return b.results(ctx, x, outs)
+}
+
+// newDisplay makes a display that goes on after so many steps.
+func (b *build) newDisplay(shown int) *progress.Display {
+	mode := b.r.Progress
+	if b.c.Quiet {
+		mode = progress.Quiet
+	}
+	return progress.New(mode, b.g.stderr, progress.Options{
+		Getenv: b.g.getenv, LogDir: b.logDir, Platforms: b.r.Indexed || b.r.Platforms[0] != b.r.Host, Shown: shown,
+	})
 }
 
 // solve runs the engine; once more if the id helpers failed and the mapping became one id.

@@ -27,6 +27,7 @@ import (
 	"img/dag"
 	"img/dag/dockerfile"
 	"img/exec"
+	"img/exec/fetch"
 )
 
 // Kinds of contexts. Those of images have no files before the build.
@@ -193,7 +194,7 @@ func (p *places) temp(state string) (string, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.temps = append(p.temps, remove)
-	return dir, nil
+	return dir, os.Chmod(dir, 0o755) // as the root of a context is; the state keeps others out
 }
 
 func (p *places) remove() {
@@ -246,9 +247,8 @@ func contextTitle(name string) string {
 }
 
 // readStream takes the build context from standard input: a tar, unpacked for the time of the build, or a Dockerfile.
-func (b *build) readStream(ctx context.Context, p *place) (err error) {
-	p.ours = true
-	if p.dir, err = b.places.temp(b.s.dir); err != nil {
+func (b *build) readStream(ctx context.Context, p *place) error {
+	if err := b.newPlace(p); err != nil {
 		return err
 	}
 	s, err := exec.ReadContext(ctx, b.g.stdin, p.dir)
@@ -262,10 +262,7 @@ func (b *build) readStream(ctx context.Context, p *place) (err error) {
 // taken notes what a stream was.
 func (b *build) taken(p *place, name string, s *exec.Stream) {
 	p.text, p.noText = s.Text, s.NoText
-	if !s.Newest.IsZero() {
-		seconds := s.Newest.Unix()
-		p.time = &seconds
-	}
+	p.setTime(s.Newest)
 	for _, n := range s.Notes {
 		warnf(b.g.stderr, "%s: %s", contextTitle(name), n)
 	}
@@ -288,7 +285,7 @@ func (b *build) contextLoaded() bool {
 // openContexts opens the contexts that the plan takes files from and are not open yet.
 func (b *build) openContexts(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
-	needed := b.plan.Graph.Contexts()
+	needed, known := b.plan.Graph.Contexts(), len(b.found)
 	for _, name := range needed {
 		if b.contexts[name] == nil {
 			g.Go(func() error { _, err := b.place(ctx, name); return err })
@@ -305,7 +302,8 @@ func (b *build) openContexts(ctx context.Context) error {
 		}
 	}
 	b.missingContexts()
-	return nil
+	b.warnings.add(b.found[known:]...)
+	return b.strict()
 }
 
 // missingContexts warns of directories that are not there and that no step needs: buildx refuses to build with them.
@@ -460,7 +458,7 @@ func (b *build) textDockerfile(p *place) error {
 	case b.r.Context.Kind == streamContext:
 		return usagef("ambiguous Dockerfile source: what is on standard input is no tar, and -f %s names another Dockerfile", b.r.File)
 	default: // BuildKit takes what it fetched without a word
-		b.find("DockerfileIgnored", fmt.Sprintf("-f %s has no effect: %s is a Dockerfile itself", b.r.File, shownURL(b.r.Context.Value)))
+		b.find("DockerfileIgnored", fmt.Sprintf("-f %s has no effect: %s is a Dockerfile itself", b.r.File, fetch.Redact(b.r.Context.Value)))
 	}
 	b.source = p.text
 	return withCode(exitUsage, p.noText)
@@ -468,6 +466,8 @@ func (b *build) textDockerfile(p *place) error {
 
 // find notes a warning about contexts.
 func (b *build) find(rule, text string) {
+	b.places.mu.Lock()
+	defer b.places.mu.Unlock()
 	b.found = append(b.found, dockerfile.Warning{Rule: rule, Text: text})
 }
 

@@ -11,7 +11,7 @@ const fetchDir = "exec/fetch"
 
 // web reaches URLs and git repositories for this build, with its secrets.
 func (b *build) web() *fetch.Client {
-	if b.fetcher == nil {
+	b.fetchers.Do(func() {
 		known := []string{"/etc/ssh/ssh_known_hosts"}
 		if home := b.g.getenv("HOME"); home != "" {
 			known = append(known, filepath.Join(home, ".ssh", "known_hosts"))
@@ -19,6 +19,6 @@ func (b *build) web() *fetch.Client {
 		b.fetcher = fetch.New(filepath.Join(b.s.dir, fetchDir), fetch.Options{
 			Offline: b.c.Offline, Secret: b.secret, KnownHosts: known, Getenv: b.g.getenv,
 		})
-	}
+	})
 	return b.fetcher
 }

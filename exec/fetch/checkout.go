@@ -48,6 +48,26 @@ func (c *Client) checkout(ctx context.Context, g *dag.Git, commit Commit, dir st
 	return settle(dir, mtime)
 }
 
+// CommitTime is when a commit was made, as its committer's clock had it. Errors are an *Error.
+func (c *Client) CommitTime(ctx context.Context, g *dag.Git, commit Commit) (time.Time, error) {
+	t, err := c.commitTime(ctx, g, commit)
+	return t, failure(g.Remote, err)
+}
+
+func (c *Client) commitTime(ctx context.Context, g *dag.Git, commit Commit) (time.Time, error) {
+	r := c.repo(g.Remote, g.Remote)
+	release, err := r.lock(ctx)
+	if err != nil {
+		return time.Time{}, err
+	}
+	defer release()
+	bare, err := r.fetch(ctx, commit)
+	if err != nil {
+		return time.Time{}, err
+	}
+	return r.time(ctx, bare, commit.ID)
+}
+
 func cleanPath(p string) string {
 	p = strings.TrimPrefix(path.Join("/", p), "/")
 	if p == "" {

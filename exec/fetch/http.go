@@ -44,6 +44,8 @@ type Request struct {
 	URL string
 	// Checksum is the digest that the content must have, "" for any: "sha256:…", "sha384:…" or "sha512:…".
 	Checksum string
+	// Progress, if set, is told how many bytes there are, again and again while they come.
+	Progress func(bytes int64)
 }
 
 // A File is the content of a URL.
@@ -193,7 +195,7 @@ func newHash(digest string) hash.Hash {
 
 // revalidate asks the server, and downloads unless it still has what is remembered.
 func (c *Client) revalidate(ctx context.Context, r Request, u *url.URL, last *record) (*File, error) {
-	d := &download{c: c, url: u, last: last, hash: sha256.New()}
+	d := &download{c: c, url: u, last: last, hash: sha256.New(), progress: r.Progress}
 	defer d.close()
 	if err := d.authorize(); err != nil {
 		return nil, err
@@ -232,6 +234,8 @@ type download struct {
 	url  *url.URL
 	last *record
 	auth string
+	// progress may be nil.
+	progress func(bytes int64)
 
 	// same says that what is remembered is still right.
 	same bool
@@ -556,6 +560,9 @@ func (d *download) take(body io.Reader) error {
 			}
 			d.hash.Write(buf[:n])
 			d.size += int64(n)
+			if d.progress != nil {
+				d.progress(d.size)
+			}
 		}
 		switch {
 		case errors.Is(err, io.EOF):

@@ -40,6 +40,8 @@ type Options struct {
 	// LogDir gives the directory where the logs of steps that print much are kept until the step ends; it is asked when the first does.
 	// nil keeps only their ends.
 	LogDir func() (string, error)
+	// Shown is how many steps an earlier display of the same build has shown: numbers go on from there.
+	Shown int
 	// Platforms shows the platform of each step: where it is not this machine's alone.
 	Platforms bool
 }
@@ -93,7 +95,7 @@ func New(mode string, w io.Writer, o Options) *Display {
 	if o.Size == nil {
 		o.Size = func() (int, int) { return terminalSize(f, o.Getenv) }
 	}
-	d := &Display{steps: map[dag.ID]*step{}, o: o}
+	d := &Display{steps: map[dag.ID]*step{}, o: o, count: o.Shown}
 	colour := colours(terminal, o.Getenv)
 	switch choose(mode, terminal, o.Getenv) {
 	case TTY:
