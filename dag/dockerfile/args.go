@@ -189,9 +189,10 @@ func (l *lowering) arg(s *stage, c *instructions.ArgCommand) error {
 	for _, a := range c.Args {
 		l.noSecret(s, "ARG", a.Key, c)
 		l.declared[a.Key] = true
+		inherits := a.Value == nil
 		switch v, given := l.args[a.Key]; {
 		case given:
-			a.Value = &v
+			a.Value, inherits = &v, false
 		case a.Value != nil:
 			v, err := l.expandWord(s, c, *a.Value)
 			if err != nil {
@@ -212,6 +213,8 @@ func (l *lowering) arg(s *stage, c *instructions.ArgCommand) error {
 			}
 		}
 		s.declare(a.Key, a.ValueString())
+		s.ownArgs = append(s.ownArgs, OutlineArg{Name: a.Key, Description: a.DocComment, Value: a.ValueString(), Pos: l.f.at(c.Location()),
+			global: inherits && a.Value != nil})
 	}
 	s.remember(text, false)
 	return nil
@@ -295,6 +298,7 @@ func (l *lowering) expandWord(s *stage, c instructions.Command, word string) (st
 	}
 	out, unmatched, err := l.lex.ProcessWord(word, s.env)
 	l.undefined(s, c, unmatched)
+	l.replacementTrap(s, c, word)
 	if err == nil {
 		err = checkExpanded(out)
 	}
@@ -302,6 +306,9 @@ func (l *lowering) expandWord(s *stage, c instructions.Command, word string) (st
 }
 
 func (l *lowering) undefined(s *stage, c instructions.Command, unmatched map[string]struct{}) {
+	if s.unknown {
+		return
+	}
 	for _, name := range slices.Sorted(maps.Keys(unmatched)) {
 		known := slices.ContainsFunc(s.args, func(a argument) bool { return a.key == name })
 		if known || scanArgs[name] {

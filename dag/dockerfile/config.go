@@ -261,6 +261,9 @@ func (l *lowering) workdir(s *stage, c command, i *instructions.WorkdirCommand) 
 	}
 	s.workdirSet = true
 	dir := joinDir(s.config.WorkingDir, i.Path)
+	if !path.IsAbs(i.Path) && !s.unknown {
+		l.absolute[l.f.at(c.Location()).Line] = dir
+	}
 	s.config.WorkingDir = dir
 	if dir == "/" {
 		s.remember("WORKDIR /", false)
@@ -324,14 +327,15 @@ func (s *stage) ports(c instructions.Command, word string) ([]string, error) {
 	if port == "" {
 		return nil, fmt.Errorf("invalid port: %q: no port specified", word)
 	}
-	if proto != strings.ToLower(proto) {
-		s.lint.Run(&linter.RuleExposeProtoCasing, c.Location(), linter.RuleExposeProtoCasing.Format(word))
-	}
+	written := proto
 	if proto = strings.ToLower(proto); proto == "" {
 		proto = "tcp"
 	}
 	if proto != "tcp" && proto != "udp" && proto != "sctp" {
-		return nil, fmt.Errorf("invalid port: %q: invalid proto: %s", word, proto)
+		return nil, fmt.Errorf("invalid port: %q: invalid proto: %s", word, written)
+	}
+	if written != strings.ToLower(written) {
+		s.lint.Run(&linter.RuleExposeProtoCasing, c.Location(), linter.RuleExposeProtoCasing.Format(word))
 	}
 	first, last, err := portRange(port)
 	if err != nil {

@@ -50,6 +50,9 @@ func (l *lowering) copy(s *stage, c command, i *instructions.CopyCommand) error 
 	if len(i.SourcePaths) > 0 {
 		op.Sources = []dag.CopySource{{From: local, Paths: i.SourcePaths}}
 	}
+	if len(c.from) == 0 {
+		l.excluded(s, c, i.SourcePaths, "Copy")
+	}
 	return l.files(s, c, v, op, i.SourcesAndDest, "COPY", i.String())
 }
 
@@ -69,6 +72,11 @@ func (l *lowering) add(s *stage, c command, i *instructions.AddCommand) error {
 			continue
 		}
 		op.Sources = append(op.Sources, from)
+	}
+	for _, from := range op.Sources {
+		if from.From == mainContext {
+			l.excluded(s, c, from.Paths, "Add")
+		}
 	}
 	if err := checkChecksum(i); err != nil {
 		return err
@@ -251,24 +259,6 @@ func copyText(keyword string, op *dag.Copy, paths instructions.SourcesAndDest) s
 		words = append(words, "<<"+h.Path)
 	}
 	return strings.Join(append(words, paths.DestPath), " ") + built
-}
-
-// copyTraps warns of what BuildKit does without a word.
-func (l *lowering) copyTraps(s *stage, c command, op *dag.Copy, paths []string, keyword string) {
-	pos := l.f.at(c.Location())
-	if op.Link && op.Chmod != "" {
-		l.warn(s.lint, ruleLinkIgnored, pos, keyword+" --link has no effect together with --chmod")
-	}
-	for _, src := range paths {
-		if name := lookAlike(src); name != "" {
-			l.warn(s.lint, ruleLookAlikeDash, pos, fmt.Sprintf("The source %q begins with an %s, not with the -- of an option", src, name))
-		}
-	}
-	pattern := len(paths) == 1 && strings.ContainsAny(paths[0], "*?[")
-	if several := len(paths)+len(op.Files) > 1; (several || pattern) && !strings.HasSuffix(op.Dest, "/") && !op.Parents {
-		l.warn(s.lint, ruleDestinationNoSlash, pos, fmt.Sprintf(
-			"Several files may be copied to %q, which does not end in a slash: if it is no directory yet, they overwrite each other", op.Dest))
-	}
 }
 
 // expandHeredoc expands the body of a heredoc, in which quotes mean nothing.

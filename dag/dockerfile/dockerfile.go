@@ -84,6 +84,8 @@ type Options struct {
 	// there is no time.
 	ContextTime func(name string) (*int64, error) `json:"-"`
 	SourceTime  func(dag.Op) (*int64, error)      `json:"-"`
+	// AllStages takes every stage, not only those that the target needs: what a check without a target looks at.
+	AllStages bool
 	// Image says whether an image is wanted (Pack and Manifest vertices); without, only files.
 	Image bool
 }

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -18,6 +19,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/types"
 	"github.com/rogpeppe/go-internal/txtar"
 
+	"img/dag"
 	"img/registry/image"
 )
 
@@ -32,8 +34,14 @@ const cases = "../../testdata/dag/dockerfile"
 //	options     Options as JSON; with "Platforms" instead of "Platform", a plan is made for each and they are merged
 //	ignore      instead of a Dockerfile: an ignore file, and
 //	paths       the paths to match
+//	.dockerignore
+//	unknown     references of bases that cannot be had
 //	plan        what is expected, or
-//	error       the error and its hint
+//	error       the error and its hint, or
+//	findings    what Check finds, or
+//	outline     what the target can be given, or
+//	targets     the stages, or
+//	fixed       what Fix makes of the Dockerfile
 func TestPlan(t *testing.T) {
 	files, err := filepath.Glob(filepath.Join(cases, "*.txtar"))
 	if err != nil || len(files) < 80 {
@@ -53,7 +61,7 @@ func golden(t *testing.T, name string) {
 	if *update {
 		kept := a.Files[:0]
 		for _, f := range a.Files {
-			if f.Name != "plan" && f.Name != "error" {
+			if !slices.Contains([]string{"plan", "error", "findings", "outline", "targets", "fixed"}, f.Name) {
 				kept = append(kept, f)
 			}
 		}
@@ -93,10 +101,26 @@ func outcome(t *testing.T, a *txtar.Archive) (kind, text string) {
 			t.Fatal(err)
 		}
 	}
+	if text, ok := file(a, ".dockerignore"); ok {
+		var err error
+		if o.Ignore, err = ParseIgnore(".dockerignore", []byte(text)); err != nil {
+			t.Fatal(err)
+		}
+	}
 	src, _ := file(a, "Dockerfile")
+	if _, ok := file(a, "fixed"); ok {
+		return "fixed", fixedText(src, o.Options, bases(t, a))
+	}
 	f, err := Parse("Dockerfile", []byte(src))
 	if err != nil {
 		return "error", errorText(err)
+	}
+	for kind, look := range map[string]func(*File, Options, func(BaseRef) (*image.Image, error)) string{
+		"findings": findingsText, "outline": outlineText, "targets": targetsText,
+	} {
+		if _, ok := file(a, kind); ok {
+			return kind, look(f, o.Options, bases(t, a))
+		}
 	}
 	if o.Platforms == nil {
 		p, text, err := lowered(f, o.Options, bases(t, a))
@@ -143,8 +167,75 @@ func errorText(err error) string {
 	return text
 }
 
+func findingsText(f *File, o Options, base func(BaseRef) (*image.Image, error)) (text string) {
+	found := Check(f, o, base)
+	for _, r := range found.Unknown {
+		text += fmt.Sprintf("unknown %s %s\n", r.Ref, r.Pos)
+	}
+	for _, w := range found.Warnings {
+		text += fmt.Sprintf("%s: %s: %s\n", w.Pos, w.Rule, w.Text)
+	}
+	if found.Err != nil {
+		text += "error: " + errorText(found.Err)
+	}
+	return text
+}
+
+func outlineText(f *File, o Options, base func(BaseRef) (*image.Image, error)) string {
+	out, err := f.Outline(o, base)
+	if err != nil {
+		return "error: " + errorText(err)
+	}
+	text := fmt.Sprintf("name %q %q\n", out.Name, out.Description)
+	for _, x := range out.Args {
+		text += fmt.Sprintf("arg %s=%q %q %s\n", x.Name, x.Value, x.Description, x.Pos)
+	}
+	for kind, list := range [][]OutlineMount{out.Secrets, out.SSH, out.Caches} {
+		for _, x := range list {
+			text += fmt.Sprintf("%s %s required=%v %s\n", [...]string{"secret", "ssh", "cache"}[kind], x.Name, x.Required, x.Pos)
+		}
+	}
+	return text
+}
+
+func targetsText(f *File, _ Options, _ func(BaseRef) (*image.Image, error)) (text string) {
+	list, err := f.Targets()
+	if err != nil {
+		return "error: " + errorText(err)
+	}
+	for _, x := range list {
+		text += fmt.Sprintf("%q base=%q platform=%q default=%v %q %s\n", x.Name, x.Base, x.Platform, x.Default, x.Description, x.Pos)
+	}
+	return text
+}
+
+// fixedText is what Fix makes of a Dockerfile, after the fixes as comments. Fixing that again changes nothing.
+func fixedText(src string, o Options, base func(BaseRef) (*image.Image, error)) (text string) {
+	out, err := Fix("Dockerfile", []byte(src), o, base)
+	if err != nil {
+		return "error: " + errorText(err)
+	}
+	again, err := Fix("Dockerfile", out.Source, o, base)
+	if err != nil || len(again.Fixes) > 0 || !bytes.Equal(again.Source, out.Source) {
+		return fmt.Sprintf("a second Fix: %+v, %v", again, err)
+	}
+	for _, w := range out.Fixes {
+		text += fmt.Sprintf("fixed %d %s\n", w.Pos.Line, w.Rule)
+	}
+	return text + "---\n" + string(out.Source)
+}
+
 // bases is the fake of a registry.
 func bases(t testing.TB, a *txtar.Archive) func(BaseRef) (*image.Image, error) {
+	if names, ok := file(a, "unknown"); ok {
+		known := bases(t, &txtar.Archive{})
+		return func(r BaseRef) (*image.Image, error) {
+			if slices.Contains(strings.Fields(names), r.Ref) {
+				return nil, ErrUnknownBase
+			}
+			return known(r)
+		}
+	}
 	src, ok := file(a, "base.json")
 	if !ok {
 		return func(r BaseRef) (*image.Image, error) {
@@ -297,4 +388,136 @@ func TestLowerAtOnce(t *testing.T) {
 	if plans[0] != plans[2] || plans[0] == plans[1] {
 		t.Errorf("plans differ:\n%s\n%s\n%s", plans[0], plans[1], plans[2])
 	}
+}
+
+// buildKitRules are the checks of reference §1.12, each with its case in check-NAME.txtar.
+var buildKitRules = strings.Fields(`StageNameCasing FromAsCasing NoEmptyContinuation ConsistentInstructionCasing DuplicateStageName
+	ReservedStageName JSONArgsRecommended MaintainerDeprecated UndefinedArgInFrom WorkdirRelativePath UndefinedVar
+	MultipleInstructionsDisallowed LegacyKeyValueFormat InvalidBaseImagePlatform RedundantTargetPlatform SecretsUsedInArgOrEnv
+	InvalidDefaultArgInFrom FromPlatformFlagConstDisallowed CopyIgnoredFile InvalidDefinitionDescription ExposeProtoCasing
+	ExposeInvalidFormat`)
+
+// Every rule can be silenced by the directive and by the build argument that stands for it, and be made an error by both. The build
+// argument goes first.
+func TestRules(t *testing.T) {
+	if len(buildKitRules) != 22 {
+		t.Fatalf("%d rules", len(buildKitRules))
+	}
+	for _, rule := range buildKitRules {
+		t.Run(rule, func(t *testing.T) {
+			a, err := txtar.ParseFile(filepath.Join(cases, "check-"+rule+".txtar"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			src, _ := file(a, "Dockerfile")
+			experimental := ""
+			if rest, ok := strings.CutPrefix(src, "# check=experimental="+rule+"\n"); ok {
+				src, experimental = rest, ";experimental="+rule
+			}
+			for _, c := range []struct {
+				directive, argument string
+				found, fails        bool
+			}{
+				{"skip=none" + experimental, "", true, false},
+				{"skip=" + rule, "", experimental != "", false},
+				{"skip=all", "", experimental != "", false},
+				{"error=true" + experimental, "", true, true},
+				{"error=true;skip=" + rule, "", experimental != "", experimental != ""},
+				{"error=true" + experimental, "skip=none" + experimental, true, false},
+				{"skip=none", "error=true" + experimental, true, true},
+				{"skip=none", "skip=" + rule, false, false},
+			} {
+				if experimental != "" && strings.Contains(c.directive, "skip=") && !strings.Contains(c.directive, "experimental") {
+					c.found, c.fails = c.argument != "" && c.found, c.argument != "" && c.fails // without "experimental" it is off anyway
+				}
+				got := check(t, a, "# check="+c.directive+"\n"+src, c.argument)
+				found := slices.ContainsFunc(got.Warnings, func(w Warning) bool { return w.Rule == rule })
+				var v *Violation
+				fails := errors.As(got.Err, &v) && slices.Contains(v.Rules, rule)
+				if found != c.found || fails != c.fails {
+					t.Errorf("directive %q, argument %q: found %v, fails %v", c.directive, c.argument, found, fails)
+				}
+			}
+		})
+	}
+}
+
+func check(t *testing.T, a *txtar.Archive, src, argument string) *Findings {
+	o := Options{Platform: "linux/amd64", BuildPlatform: "linux/amd64", BuildArgs: map[string]string{}}
+	if text, ok := file(a, "options"); ok {
+		if err := json.Unmarshal([]byte(text), &o); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if argument != "" {
+		o.BuildArgs["BUILDKIT_DOCKERFILE_CHECK"] = argument
+	}
+	if text, ok := file(a, ".dockerignore"); ok {
+		var err error
+		if o.Ignore, err = ParseIgnore(".dockerignore", []byte(text)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	f, err := Parse("Dockerfile", []byte(src))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return Check(f, o, bases(t, a))
+}
+
+// Fixing twice is fixing once, leaves nothing to fix, and what is built is the same: over all cases of this directory.
+func TestFixKeepsTheImage(t *testing.T) {
+	files, err := filepath.Glob(filepath.Join(cases, "*.txtar"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	fixed := 0
+	for _, name := range files {
+		a, err := txtar.ParseFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		src, ok := file(a, "Dockerfile")
+		if ok && fixKeepsTheImage(t, name, src, bases(t, a)) {
+			fixed++
+		}
+	}
+	if fixed < 20 {
+		t.Errorf("only %d of %d cases have something to fix", fixed, len(files))
+	}
+}
+
+// fixKeepsTheImage reports whether there was something to fix.
+func fixKeepsTheImage(t *testing.T, name, src string, base func(BaseRef) (*image.Image, error)) bool {
+	o := Options{Platform: "linux/amd64", BuildPlatform: "linux/amd64", Image: true}
+	out, err := Fix("Dockerfile", []byte(src), o, base)
+	if err != nil || len(out.Fixes) == 0 {
+		return false
+	}
+	again, err := Fix("Dockerfile", out.Source, o, base)
+	if err != nil || !bytes.Equal(again.Source, out.Source) {
+		t.Errorf("%s: a second fix makes\n%s\nof\n%s%v", name, again.Source, out.Source, err)
+	}
+	before, after := made(t, src, o, base), made(t, string(out.Source), o, base)
+	if before != after {
+		t.Errorf("%s: fixed, it builds\n%s\nand before\n%s", name, after, before)
+	}
+	return true
+}
+
+// made is what a plan makes, without where that stands and how it is shown.
+func made(t *testing.T, src string, o Options, base func(BaseRef) (*image.Image, error)) string {
+	f, err := Parse("Dockerfile", []byte(src))
+	if err != nil {
+		return err.Error()
+	}
+	p, err := Lower(f, o, base)
+	if err != nil {
+		return "error"
+	}
+	p.Warnings = nil
+	for _, v := range p.Graph.Vertices {
+		v.Pos, v.Name = dag.Pos{}, ""
+	}
+	return p.String()
 }

@@ -17,16 +17,6 @@ import (
 	"img/dag"
 )
 
-// Rules of our own, for what BuildKit does silently. "# check=skip=" knows them like BuildKit's.
-const (
-	ruleUndeclaredBuildArg = "UndeclaredBuildArg"
-	ruleStageLookAlike     = "StageNameLookAlike"
-	ruleDestinationNoSlash = "CopyDestinationWithoutSlash"
-	ruleLinkIgnored        = "LinkIgnored"
-	ruleArgHidesEnv        = "ArgHidesEnv"
-	ruleLookAlikeDash      = "LookAlikeDash"
-)
-
 // linter makes BuildKit's linter of the check directive, collecting into b.warnings.
 func (b *build) newLinter() (*linter.Linter, error) {
 	text := b.f.check
@@ -96,6 +86,7 @@ func (b *build) checkFile(stages []instructions.Stage, globals []instructions.Ar
 	b.checkStageNames(stages)
 	b.checkCasing(stages)
 	b.checkDefaultBases(stages, globals)
+	b.checkTraps(stages)
 }
 
 func (b *build) checkStageNames(stages []instructions.Stage) {

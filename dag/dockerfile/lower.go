@@ -18,9 +18,11 @@ type lowering struct {
 	*build
 	ask   func(BaseRef) (*image.Image, error)
 	asked map[BaseRef]*image.Image // without their positions
-	graph dag.Graph
-	roots map[baseKey]*root
-	proxy []string
+	// unknown are bases that cannot be had; nil where that is an error.
+	unknown map[BaseRef]bool
+	graph   dag.Graph
+	roots   map[baseKey]*root
+	proxy   []string
 	// fetched are the vertices of URLs and repositories by their ops' values.
 	fetched map[any]dag.ID
 }
@@ -45,23 +47,36 @@ func Lower(f *File, o Options, base func(BaseRef) (*image.Image, error)) (_ *Pla
 		return nil, err
 	}
 	defer func() { err = f.explain(b, err) }()
-	l := &lowering{build: b, ask: base, asked: map[BaseRef]*image.Image{}, roots: map[baseKey]*root{}, fetched: map[any]dag.ID{}, proxy: proxies(o)}
-	if err := l.reach(l.triggersOfImage); err != nil {
+	l := newLowering(b, base)
+	if err := l.lower(); err != nil {
 		return nil, err
+	}
+	if err := l.violation(); err != nil {
+		return &Plan{Warnings: l.sortedWarnings()}, err
+	}
+	return l.plan()
+}
+
+func newLowering(b *build, base func(BaseRef) (*image.Image, error)) *lowering {
+	return &lowering{build: b, ask: base, asked: map[BaseRef]*image.Image{}, roots: map[baseKey]*root{},
+		fetched: map[any]dag.ID{}, proxy: proxies(b.o)}
+}
+
+// lower lowers the stages that are needed.
+func (l *lowering) lower() error {
+	if err := l.reach(l.triggersOfImage); err != nil {
+		return err
 	}
 	for _, s := range l.stages {
 		if !s.reachable {
 			continue
 		}
 		if err := l.stage(s); err != nil {
-			return nil, err
+			return err
 		}
 	}
 	l.undeclared(l.declared)
-	if err := l.violation(); err != nil {
-		return &Plan{Warnings: l.sortedWarnings()}, err
-	}
-	return l.plan()
+	return nil
 }
 
 // stage lowers one stage. Those it needs come before it in the file, so they are done.
@@ -139,7 +154,7 @@ func (s *stage) emptyConfig() runConfig {
 func (s *stage) inherit(base *stage) {
 	s.platform, s.image, s.files, s.layers, s.past = base.platform, base.image, base.files, base.layers, base.past
 	s.meta, s.config, s.env = base.meta, base.config.clone(), base.env
-	s.args, s.workdirSet = slices.Clip(base.args), base.workdirSet
+	s.args, s.workdirSet, s.unknown = slices.Clip(base.args), base.workdirSet, base.unknown
 }
 
 // fromOutside begins a stage with an image, or with the files of a local context.
@@ -159,6 +174,9 @@ func (l *lowering) fromOutside(s *stage) error {
 	if err != nil {
 		return l.f.fail(l.f.word(s.pos, s.outside.ref), fmt.Errorf("read the configuration of %s: %w", s.outside.ref, err))
 	}
+	key := l.baseRef(s, s.outside, nil)
+	key.Pos = dag.Pos{}
+	s.unknown = l.unknown[key]
 	s.image, s.meta, s.config = r.image, base.imageMeta, base.Config
 	for _, h := range base.History {
 		s.past = &history{entry: h, before: s.past}
@@ -215,6 +233,10 @@ func (l *lowering) image(ref BaseRef) (*image.Image, error) {
 		return img, nil
 	}
 	img, err := l.ask(ref)
+	if errors.Is(err, ErrUnknownBase) && l.unknown != nil {
+		img, err = &image.Image{RawConfig: []byte("{}")}, nil
+		l.unknown[key] = true
+	}
 	if own := (*Error)(nil); errors.As(err, &own) {
 		return nil, err
 	}

@@ -1,6 +1,7 @@
 package dockerfile
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"path"
@@ -197,15 +198,17 @@ func narrow(n *uint64) *uint32 {
 	return &v
 }
 
+// secretID is the name under which a secret is asked for.
+func secretID(m *instructions.Mount) string {
+	if id := cmp.Or(m.Source, m.CacheID); id != "" {
+		return id
+	}
+	return path.Base(m.Target)
+}
+
 func secretMount(out *dag.Mount, m *instructions.Mount) {
 	out.ReadOnly = false
-	out.ID = m.CacheID
-	if m.Source != "" {
-		out.ID = m.Source
-	}
-	if out.ID == "" {
-		out.ID = path.Base(m.Target)
-	}
+	out.ID = secretID(m)
 	if m.Env != nil {
 		out.Env = *m.Env
 		if out.Env == "" {

@@ -32,6 +32,7 @@ type build struct {
 	args                    map[string]string
 	global                  *environment
 	globalNames             map[string]bool
+	globals                 []instructions.ArgCommand
 	epoch                   *int64
 	platform, buildPlatform platforms.Platform
 	stages                  []*stage
@@ -39,6 +40,8 @@ type build struct {
 	byName                  map[string]*stage // the last of a name
 	target                  *stage
 	warnings                []Warning
+	// absolute are the paths that relative WORKDIRs come to, by their line.
+	absolute map[int]string
 	// declared are the names of all ARGs, for build arguments that nobody asks for.
 	declared map[string]bool
 }
@@ -59,17 +62,22 @@ type stage struct {
 	commands  []command
 	reachable bool
 
-	lowered        bool
-	image          *image.Image // the image at the root of the chain, nil for none
-	files          dag.ID
-	layers         *layerList
-	past           *history
-	config         runConfig
-	meta           imageMeta
-	env            *environment
-	args           []argument
-	steps          []dag.ID
-	workdirSet     bool
+	lowered    bool
+	image      *image.Image // the image at the root of the chain, nil for none
+	files      dag.ID
+	layers     *layerList
+	past       *history
+	config     runConfig
+	meta       imageMeta
+	env        *environment
+	args       []argument
+	steps      []dag.ID
+	workdirSet bool
+	// unknown: the base's configuration is not known, so a variable may be set that looks undefined.
+	unknown bool
+	// fromArgs are the variables that FROM uses, ownArgs the ARGs of the stage itself: its outline.
+	fromArgs       []string
+	ownArgs        []OutlineArg
 	cmd, entry, hc []parser.Range
 }
 
@@ -110,8 +118,9 @@ type outside struct {
 func (x outside) empty() bool { return x == outside{} }
 
 // prepare reads the file under options: scopes, stages, dependencies, target.
+// An error may come with a build, for what has been found out until then.
 func (f *File) prepare(o Options) (_ *build, err error) {
-	b := &build{f: f, o: o, lex: shell.NewLex(f.escape), byName: map[string]*stage{}, declared: map[string]bool{}, globalNames: map[string]bool{}}
+	b := &build{f: f, o: o, lex: shell.NewLex(f.escape), byName: map[string]*stage{}, declared: map[string]bool{}, globalNames: map[string]bool{}, absolute: map[int]string{}}
 	defer func() { err = f.explain(b, err) }()
 	b.args = maps.Clone(o.ProxyArgs)
 	if b.args == nil {
@@ -125,33 +134,34 @@ func (f *File) prepare(o Options) (_ *build, err error) {
 		return nil, err
 	}
 	if err := b.readPlatforms(); err != nil {
-		return nil, err
+		return b, err
 	}
 	sources, globals, err := f.read(b.lint)
 	if err != nil {
-		return nil, err
+		return b, err
 	}
 	for _, st := range sources {
 		b.stageNames = append(b.stageNames, st.Name)
 	}
+	b.globals = globals
 	for _, w := range o.Found {
 		b.warn(b.lint, w.Rule, w.Pos, w.Text)
 	}
 	b.checkFile(sources, globals)
 	if err := b.scope(sources, globals); err != nil {
-		return nil, err
+		return b, err
 	}
 	for i, st := range sources {
 		if err := b.addStage(i, st); err != nil {
-			return nil, err
+			return b, err
 		}
 	}
 	if err := b.findTarget(); err != nil {
-		return nil, err
+		return b, err
 	}
 	for _, s := range b.stages {
 		if err := b.addCommands(s); err != nil {
-			return nil, err
+			return b, err
 		}
 	}
 	return b, b.circular()
@@ -216,6 +226,7 @@ func (b *build) addStage(index int, st instructions.Stage) error {
 	if err := b.stagePlatform(s, st); err != nil {
 		return err
 	}
+	s.fromArgs = append(s.fromArgs, slices.Sorted(maps.Keys(word.Matched))...)
 	written := st.BaseName
 	st.BaseName = word.Result
 	s.source = st
@@ -258,6 +269,7 @@ func (b *build) stagePlatform(s *stage, st instructions.Stage) error {
 		return b.f.located(fmt.Errorf("failed to process arguments for platform %s: %w", st.Platform, err), pos)
 	}
 	b.checkFromPlatform(st, s.lint, word)
+	s.fromArgs = append(s.fromArgs, slices.Sorted(maps.Keys(word.Matched))...)
 	hint := ""
 	for _, name := range slices.Sorted(maps.Keys(word.Unmatched)) {
 		hint = didYouMean(nearest(name, b.global.Keys()))
@@ -472,7 +484,11 @@ func (s *stage) needs() (needs []need) {
 // reach marks the stages that the target needs. Triggers of bases join their stage's commands on the way, since they may need more;
 // those of images come from imageTriggers.
 func (b *build) reach(imageTriggers func(*stage) ([]string, error)) error {
-	for work := []*stage{b.target}; len(work) > 0; {
+	work := []*stage{b.target}
+	if b.o.AllStages {
+		work = slices.Clone(b.stages)
+	}
+	for len(work) > 0 {
 		s := work[len(work)-1]
 		work = work[:len(work)-1]
 		if s.reachable {
