@@ -5,6 +5,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io/fs"
 	"maps"
 	"os"
 	"os/exec"
@@ -76,7 +77,8 @@ l 0777 0:0 1000000000 tofile srv/web/run
 l 0777 0:0 1000000000 loop loop
 `
 
-// A language is the state that the cases of a run share.
+// A language is what the cases of a run share. Each has a state of its own that begins with the base images: snapshots are named without
+// the times of copied files, so that in a common one a case could get another's.
 type language struct {
 	*world
 	side string
@@ -129,9 +131,10 @@ func newLanguage(t *testing.T) *language {
 	return l
 }
 
-func (l *language) state() string { return filepath.Join(l.side, "state") }
+// baseState is the state with the base images.
+func (l *language) baseState() string { return filepath.Join(l.side, "state") }
 
-// command prepares a program with the environment of all cases.
+// command prepares a program with the environment of all cases and the state with the base images.
 func (l *language) command(name string, args ...string) *exec.Cmd {
 	if name == "img" || name == "tool" {
 		name = filepath.Join(l.bin, name)
@@ -140,7 +143,7 @@ func (l *language) command(name string, args ...string) *exec.Cmd {
 	cmd.Dir = l.side
 	cmd.Env = []string{
 		"PATH=" + l.bin + ":" + os.Getenv("PATH") + ":/usr/sbin:/sbin", "HOME=" + filepath.Join(l.side, "home"),
-		"TMPDIR=" + filepath.Join(l.side, "tmp"), "IMG_STATE=" + l.state(), "IMG_BACKEND=" + l.backend, "LC_ALL=C.UTF-8",
+		"TMPDIR=" + filepath.Join(l.side, "tmp"), "IMG_STATE=" + l.baseState(), "IMG_BACKEND=" + l.backend, "LC_ALL=C.UTF-8",
 	}
 	return cmd
 }
@@ -152,7 +155,7 @@ func (l *language) importBase(t *testing.T, name string, data []byte) {
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("import %s: %v\n%s", name, err, out)
 	}
-	s, i, err := stateImage(l.state(), name)
+	s, i, err := stateImage(l.baseState(), name)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -193,7 +196,7 @@ func (l *language) run(t *testing.T, file string) {
 		return
 	}
 	c.match(t, "stderr", stderr)
-	store, i, err := stateImage(l.state(), c.tag())
+	store, i, err := stateImage(c.state(), c.tag())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -223,8 +226,35 @@ func (c *languageCase) tag() string { return "case:" + strings.ToLower(scriptNam
 // notFiles are the sections that are not written beside the context.
 var notFiles = []string{"setup", "flags", "tree", "layers", "config", "history", "stderr", "error", "buildah"}
 
+func (c *languageCase) state() string { return c.dir + ".state" }
+
+// copyState gives the case the base images, whose blobs never change.
+func (c *languageCase) copyState() error {
+	from := filepath.Join(c.baseState(), "registry")
+	return filepath.WalkDir(from, func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		to := filepath.Join(c.state(), "registry", strings.TrimPrefix(path, from))
+		switch {
+		case d.IsDir():
+			return os.MkdirAll(to, 0o700)
+		case filepath.Base(filepath.Dir(path)) == "sha256":
+			return os.Link(path, to)
+		}
+		data, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		return os.WriteFile(to, data, 0o644)
+	})
+}
+
 // prepare writes the case's files and runs its setup.
 func (c *languageCase) prepare() error {
+	if err := c.copyState(); err != nil {
+		return err
+	}
 	context := filepath.Join(c.dir, "context")
 	if err := os.MkdirAll(context, 0o755); err != nil {
 		return err
@@ -257,6 +287,7 @@ func (c *languageCase) build() (stderr string, err error) {
 		args = append(args, strings.ReplaceAll(strings.TrimSuffix(f, "\n"), "$CASE", c.dir))
 	}
 	cmd := c.command("img", append(args, filepath.Join(c.dir, "context"))...)
+	cmd.Env = append(cmd.Env, "IMG_STATE="+c.state())
 	var errs bytes.Buffer
 	cmd.Stderr = &errs
 	err = cmd.Run()
