@@ -3,14 +3,19 @@ package exec
 import (
 	"context"
 	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
 	"reflect"
 	"strings"
+	"sync"
 	"testing"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
 	"img/cache"
 	"img/dag"
+	"img/exec/fetch"
 	"img/registry/image"
 	"img/registry/layout"
 	"img/snapshot"
@@ -39,6 +44,7 @@ func newKeyer(t *testing.T) *keyer {
 			"context": open(t, makeTree(t, "a\nb\ndir/x\ndir/y\na.txt")),
 			"other":   open(t, makeTree(t, "a\nb\nc\ndir/z")),
 		},
+		Fetch:  fetch.New(state+"/fetch", fetch.Options{}),
 		Secret: func(id string) ([]byte, bool, error) { return []byte(id), true, nil },
 	})
 	k := &keyer{x: x, in: []cache.Output{"sha256:" + cache.Output(strings.Repeat("1", 64)), "sha256:" + cache.Output(strings.Repeat("2", 64))}}
@@ -68,6 +74,17 @@ func (k *keyer) text(op dag.Op) string {
 	return h.Text()
 }
 
+// web is a server with a file for each path, and no repositories.
+var web = sync.OnceValue(func() *httptest.Server {
+	return httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if strings.Contains(r.URL.Path, ".git") {
+			http.NotFound(w, r)
+			return
+		}
+		io.WriteString(w, r.URL.Path)
+	}))
+})
+
 func number32(n uint32) *uint32 { return &n }
 func number64(n int64) *int64   { return &n }
 
@@ -92,6 +109,9 @@ func samples() map[string]dag.Op {
 		"run, ssh": run(dag.Mount{Type: dag.MountSSH, Target: "/t", ID: "i", Required: true, Mode: number32(7), UID: number32(8), GID: number32(9)}),
 		"copy": &dag.Copy{Base: 0, Sources: []dag.CopySource{{From: dag.Source{Context: "context", Input: dag.Scratch}, Paths: []string{"a", "dir"}, Unpack: true}},
 			Files: []dag.InlineFile{{Name: "f", Data: []byte("x")}}, Dest: "/d", Chown: "1:2", Chmod: "755", Exclude: []string{"q"}, Link: false},
+		"http": &dag.HTTP{URL: web().URL + "/a", Name: "n"},
+		"git": &dag.Git{Remote: web().URL + "/r.git", Ref: "main", Subdir: "d", KeepGitDir: true, FetchByCommit: true,
+			Checksum: "0123456789012345678901234567890123456789"},
 		"mkdir": &dag.Mkdir{Base: 0, Path: "/p", User: "u"},
 		"pack":  &dag.Pack{Of: 0, Compression: dag.Gzip, Docker: true, Epoch: number64(1), FromContext: true},
 		"manifest": &dag.Manifest{Config: []byte("{}"), BaseHistory: 1, BaseLayers: []dag.Layer{{DiffID: "d", Digest: "g", Size: 1, MediaType: "m",

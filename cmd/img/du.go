@@ -17,6 +17,7 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
 	"img/cache"
+	"img/exec/fetch"
 	"img/registry/image"
 	"img/registry/layout"
 	"img/snapshot"
@@ -42,6 +43,8 @@ const (
 	kindMount    = "exec.cachemount"
 	kindRecord   = "record"
 	kindContext  = "source.local"
+	kindHTTP     = "source.http"
+	kindGit      = "source.git"
 	kindLeftover = "leftover"
 )
 
@@ -177,7 +180,7 @@ func stepWords(step string) string {
 // usages lists what is there, kind by kind, each sorted by id.
 func (d *disk) usages() ([]usage, error) {
 	var out []usage
-	for _, list := range []func() ([]usage, error){d.blobUsages, d.snapshotUsages, d.mounts, d.contexts, d.leftovers} {
+	for _, list := range []func() ([]usage, error){d.blobUsages, d.snapshotUsages, d.mounts, d.contexts, d.fetched, d.leftovers} {
 		some, err := list()
 		if err != nil {
 			return nil, err
@@ -223,6 +226,25 @@ func (d *disk) snapshotUsages() ([]usage, error) {
 // contexts lists what is remembered about the files of build contexts: cache/files/<hash of the directory's name>.
 func (d *disk) contexts() ([]usage, error) {
 	return d.entries("cache/files", "", usage{Type: kindContext, Description: "digests of a context's files", Reclaimable: true})
+}
+
+// fetched lists what came from URLs and git repositories.
+func (d *disk) fetched() (out []usage, err error) {
+	list, err := fetch.List(filepath.Join(d.dir, fetchDir))
+	for _, k := range list {
+		u := usage{ID: fetchDir + "/" + k.Name, LastUsed: k.Used, Reclaimable: true, Description: k.Address}
+		switch k.Kind {
+		case fetch.KindGit:
+			u.Type, u.Mutable, u.Description = kindGit, true, "git repository "+k.Address
+		case fetch.KindTemp:
+			u.Type, u.Mutable, u.Description = kindLeftover, true, "download that was killed, or runs"
+		default:
+			u.Type = kindHTTP
+		}
+		u.Size, _ = treeSize(filepath.Join(d.dir, u.ID))
+		out = append(out, u)
+	}
+	return out, err
 }
 
 // leftovers lists what killed processes left. Contexts from standard input are ours to remove; unfinished snapshots
@@ -620,6 +642,9 @@ func (d *disk) remove(ctx context.Context, g *Globals, list []usage) error {
 
 // removeOurs deletes what belongs to the caller.
 func (d *disk) removeOurs(u usage) error {
+	if name, ok := strings.CutPrefix(u.ID, fetchDir+"/"); ok {
+		return fetch.Remove(filepath.Join(d.dir, fetchDir), name)
+	}
 	switch u.Type {
 	case kindBlob:
 		h, err := v1.NewHash(u.ID)

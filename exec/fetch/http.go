@@ -119,17 +119,16 @@ func (c *Client) http(ctx context.Context, r Request) (*File, error) {
 
 // remembered reads the record of a URL, nil if there is none or what it names is gone.
 func (c *Client) remembered(address string) *record {
-	data, err := os.ReadFile(c.recordPath(address))
+	r := readRecord(c.recordPath(address))
+	if r == nil {
+		return nil
+	}
+	f, err := r.file(c)
 	if err != nil {
 		return nil
 	}
-	r := &record{}
-	if json.Unmarshal(data, r) != nil {
-		return nil
-	}
-	if _, err := r.file(c); err != nil {
-		return nil
-	}
+	now := time.Now()
+	_ = os.Chtimes(f.path, now, now) // prune frees first what was not used for long; not every user may say so
 	return r
 }
 

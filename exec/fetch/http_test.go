@@ -178,7 +178,7 @@ func TestChecksum(t *testing.T) {
 	for _, sum := range good {
 		before := len(s.requests())
 		for range 2 {
-			if _, err := New(dir, Options{}).HTTP(t.Context(), Request{s.URL, sum}); err != nil {
+			if _, err := New(dir, Options{}).HTTP(t.Context(), Request{URL: s.URL, Checksum: sum}); err != nil {
 				t.Error(err)
 			}
 		}
@@ -188,7 +188,7 @@ func TestChecksum(t *testing.T) {
 	}
 	for _, sum := range []string{"sha256:" + strings.Repeat("0", 64), "sha512:" + strings.Repeat("0", 128), "md5:00", "x"} {
 		for _, dir := range []string{dir, t.TempDir()} {
-			_, err := New(dir, Options{}).HTTP(t.Context(), Request{s.URL, sum})
+			_, err := New(dir, Options{}).HTTP(t.Context(), Request{URL: s.URL, Checksum: sum})
 			if err == nil || strings.HasPrefix(sum, "sha") != strings.Contains(err.Error(), "digest mismatch") {
 				t.Errorf("%s: %v", sum, err)
 			}

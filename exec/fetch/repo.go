@@ -21,7 +21,8 @@ import (
 
 // A repo is what is remembered of one remote:
 //
-//	lock             flocked by who uses the repository
+//	lock             flocked by who uses the repository; its time is the last use
+//	remote           the address, for people
 //	seen             which commits its refs were when the remote was last asked (JSON)
 //	sha1/ sha256/    a bare repository per kind of object names; refs/img/<commit> says that all of a commit is there
 //	index            of a checkout in the making
@@ -52,7 +53,7 @@ func (r *repo) lock(ctx context.Context) (release func(), err error) {
 	for pause := time.Millisecond; ; pause = min(2*pause, 100*time.Millisecond) {
 		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 		if err == nil {
-			return func() { r.inherit(); f.Close() }, nil
+			return func() { r.inherit(); f.Close() }, r.about(f)
 		}
 		if !errors.Is(err, unix.EWOULDBLOCK) {
 			f.Close()
@@ -65,6 +66,17 @@ func (r *repo) lock(ctx context.Context) (release func(), err error) {
 		case <-time.After(pause):
 		}
 	}
+}
+
+// about notes whose repository this is, and that it is used.
+func (r *repo) about(lock *os.File) error {
+	now := time.Now()
+	_ = os.Chtimes(lock.Name(), now, now)
+	file := filepath.Join(r.dir, "remote")
+	if _, err := os.Stat(file); err == nil {
+		return nil
+	}
+	return atomicfile.Write(file, []byte(public(r.remote)+"\n"), atomicfile.Options{})
 }
 
 // inherit gives what root made in somebody else's state to its owner.
