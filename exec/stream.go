@@ -12,6 +12,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"sort"
 	"strconv"
 	"strings"
 	"time"
@@ -211,11 +212,18 @@ type leftOut struct {
 type countingReader struct {
 	r io.Reader
 	n int64
+	// zeros is how many of the last bytes were zero.
+	zeros int64
 }
 
 func (c *countingReader) Read(p []byte) (int, error) {
 	n, err := c.r.Read(p)
 	c.n += int64(n)
+	if end := bytes.TrimRight(p[:n], "\x00"); len(end) > 0 {
+		c.zeros = int64(n - len(end))
+	} else {
+		c.zeros += int64(n)
+	}
 	return n, err
 }
 
@@ -224,8 +232,10 @@ func (u *streamer) all() error {
 		if u.ctx.Err() != nil {
 			return context.Cause(u.ctx)
 		}
+		u.in.zeros = 0 // what fills up the last entry's block is less than one
 		h, err := u.tar.Next()
 		if errors.Is(err, io.EOF) {
+			u.end()
 			return nil
 		}
 		if err != nil {
@@ -240,6 +250,13 @@ func (u *streamer) all() error {
 		if err := u.entry(h); err != nil {
 			return fmt.Errorf("archive entry %.300q: %w", h.Name, err)
 		}
+	}
+}
+
+// end looks for the block of zeros that ends an archive. A tar that died in the middle left none, as do some writers.
+func (u *streamer) end() {
+	if u.in.zeros < 512 {
+		u.made.Notes = append(u.made.Notes, "the archive has no end mark: it may have been cut")
 	}
 }
 
@@ -281,19 +298,37 @@ func (u *streamer) entry(h *tar.Header) error {
 
 // parents makes the directories above an entry that the archive does not have: with mode 0755, whatever the caller's umask.
 func (u *streamer) parents(dir string) error {
-	if dir == "." {
-		return nil
-	}
 	if info, err := u.root.Stat(dir); err == nil && info.IsDir() {
 		return nil
 	}
-	if err := u.parents(path.Dir(dir)); err != nil {
+	parts := strings.Split(dir, "/")
+	first := sort.Search(len(parts), func(i int) bool {
+		_, err := u.root.Stat(path.Join(parts[:i+1]...))
+		return err != nil
+	})
+	if err := u.root.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
-	if err := u.root.Mkdir(dir, 0o755); err != nil {
+	f, err := u.root.Open(path.Join(parts[:first+1]...))
+	if err != nil {
 		return err
 	}
-	return u.root.Chmod(dir, 0o755)
+	for _, name := range parts[first+1:] {
+		next, err := openIn(f, name)
+		if err := errors.Join(err, f.Chmod(0o755), f.Close()); err != nil {
+			return err
+		}
+		f = next
+	}
+	return errors.Join(f.Chmod(0o755), notTooDeep(f), f.Close())
+}
+
+// notTooDeep refuses directories that links have nested deeper than any path is long: they could hardly be read, or removed.
+func notTooDeep(dir *os.File) error {
+	if _, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", dir.Fd())); errors.Is(err, unix.ENAMETOOLONG) {
+		return fmt.Errorf("directories are nested deeper than %d bytes of path", maxStreamPath)
+	}
+	return nil
 }
 
 // clear makes room for an entry.
@@ -331,10 +366,7 @@ func (u *streamer) file(name string, h *tar.Header) error {
 
 func (u *streamer) dir(name string, h *tar.Header) error {
 	if info, err := u.root.Lstat(name); err != nil || !info.IsDir() {
-		if err := u.clear(name); err != nil {
-			return err
-		}
-		if err := u.root.Mkdir(name, heldDirMode); err != nil {
+		if err := errors.Join(u.clear(name), u.root.Mkdir(name, heldDirMode)); err != nil {
 			return err
 		}
 	}
@@ -343,6 +375,9 @@ func (u *streamer) dir(name string, h *tar.Header) error {
 		return err
 	}
 	defer f.Close()
+	if err := notTooDeep(f); err != nil {
+		return err
+	}
 	u.times = append(u.times, streamTime{name, h.ModTime})
 	return u.dress(f, name, h, 0o700, heldDirMode)
 }

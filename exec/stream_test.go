@@ -71,6 +71,9 @@ func TestReadContext(t *testing.T) {
 	}
 }
 
+// deep is a directory below many others.
+var deep = strings.Repeat("d/", 1900)
+
 // Whatever an archive says, it fills its directory and touches nothing else.
 func TestReadContextNames(t *testing.T) {
 	for _, tc := range []struct {
@@ -101,6 +104,7 @@ func TestReadContextNames(t *testing.T) {
 		{"devices", []string{"a", "c : 3", "b : 4", "a : 3", "f : 6"}, "f|p---------"},
 		{"an unknown type", []string{"a", "b : Z"}, "error: unknown type"},
 		{"a long path", []string{strings.Repeat("d/", 2049) + "a"}, "error: longer than 4096 bytes"},
+		{"deeper than a path", []string{deep, "l -> " + deep[:3799], "l/" + deep, "m -> l/" + deep[:99], "m/" + deep}, "error: nested deeper"},
 		{"odd names", []string{"new\nline", "é", "lat\xe9"}, "lat\xe9=lat\xe9 new\nline=new\nline é=é"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -246,9 +250,21 @@ func TestReadContextRefuses(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	made, err := ReadContext(context.Background(), bytes.NewReader(append(slices.Clone(good), good...)), t.TempDir())
-	if err != nil || len(made.Notes) != 1 || !strings.Contains(made.Notes[0], "what follows") {
-		t.Errorf("two archives: %v, %v", made, err)
+	for name, tc := range map[string]struct {
+		data []byte
+		note string
+	}{
+		"whole":                   {good, ""},
+		"one block of zeros":      {good[:len(good)-512], ""},
+		"cut between two entries": {good[:1024], "no end mark"},
+		"cut in what fills up":    {good[:900], "no end mark"},
+		"two archives":            {append(slices.Clone(good), good...), "what follows"},
+		"devices":                 {tarOf(t, "c : 3", "a", "d : 4"), `2 entries, the first is "c"`},
+	} {
+		made, err := ReadContext(context.Background(), bytes.NewReader(tc.data), t.TempDir())
+		if err != nil || (tc.note == "") != (len(made.Notes) == 0) || !strings.Contains(strings.Join(made.Notes, "\n"), tc.note) {
+			t.Errorf("%s: %v, %v", name, made, err)
+		}
 	}
 }
 

@@ -19,6 +19,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 
 	"github.com/containerd/platforms"
 	"github.com/distribution/reference"
@@ -264,7 +265,7 @@ func (b *build) taken(p *place, name string, s *exec.Stream) {
 	p.text, p.noText = s.Text, s.NoText
 	p.setTime(s.Newest)
 	for _, n := range s.Notes {
-		warnf(b.g.stderr, "%s: %s", contextTitle(name), n)
+		b.find("ContextArchive", fmt.Sprintf("%s: %s", contextTitle(name), n))
 	}
 }
 
@@ -520,7 +521,7 @@ func (b *build) chosenIgnoreFile(p *place) (name string, text []byte, err error)
 	}
 	name, text, err = firstFile(f)
 	if err == nil && name == "" {
-		err = &os.PathError{Op: "open", Path: f, Err: fs.ErrNotExist}
+		err = &os.PathError{Op: "open", Path: f, Err: syscall.ENOENT}
 	}
 	return name, text, err
 }

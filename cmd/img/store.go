@@ -237,12 +237,13 @@ func (b *bases) layout(ctx context.Context, name string, p image.Platform) (*ima
 	return img, s, err
 }
 
-// splitLayout cuts DIR[:TAG|@DIGEST]; a directory of that whole name goes first.
+// splitLayout cuts DIR[:TAG][@DIGEST]; a directory of that whole name goes first. With a digest the tag says nothing.
 func splitLayout(v string) (dir, ref string) {
 	if _, err := os.Stat(v); err == nil {
 		return v, ""
 	}
 	if dir, digest, ok := strings.Cut(v, "@"); ok {
+		dir, _ = splitLayout(dir)
 		return dir, digest
 	}
 	if i := strings.LastIndexByte(v, ':'); i > 0 {
