@@ -8,7 +8,6 @@ import (
 
 	"github.com/containerd/platforms"
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
-	"github.com/moby/buildkit/frontend/dockerfile/linter"
 
 	"img/dag"
 )
@@ -16,64 +15,73 @@ import (
 // An environment is what variables stand for at a point of a Dockerfile: ENV and ARG in one list, in the order of their last setting.
 // This order is also that of a RUN's environment.
 type environment struct {
-	vars []variable
+	vars []variable // those that are not at their key's place have been set again or unset
+	at   map[string]int
 }
 
-type variable struct{ key, value string }
+type variable struct{ key, text string } // text is "key=value"
+
+func (v variable) value() string { return v.text[len(v.key)+1:] }
+
+func newEnvironment(n int) *environment {
+	return &environment{vars: make([]variable, 0, n), at: make(map[string]int, n)}
+}
 
 // Get and Keys make it a shell.EnvGetter.
 func (e *environment) Get(key string) (string, bool) {
-	for _, v := range e.vars {
-		if v.key == key {
-			return v.value, true
-		}
+	i, ok := e.at[key]
+	if !ok {
+		return "", false
 	}
-	return "", false
+	return e.vars[i].value(), true
 }
 
 func (e *environment) Keys() []string {
-	keys := make([]string, len(e.vars))
-	for i, v := range e.vars {
-		keys[i] = v.key
+	keys := make([]string, 0, len(e.at))
+	for v := range e.all {
+		keys = append(keys, v.key)
 	}
 	return keys
 }
 
-func (e *environment) set(key, value string) {
-	e.unset(key)
-	e.vars = append(e.vars, variable{key, value})
+// all goes over what is set, in order.
+func (e *environment) all(yield func(variable) bool) {
+	for i, v := range e.vars {
+		if at, ok := e.at[v.key]; ok && at == i && !yield(v) {
+			return
+		}
+	}
 }
 
-func (e *environment) unset(key string) {
-	e.vars = slices.DeleteFunc(e.vars, func(v variable) bool { return v.key == key })
+func (e *environment) set(key, value string) {
+	if len(e.vars) > 2*len(e.at)+16 {
+		*e = *e.with(nil) // leave out what is gone
+	}
+	e.at[key] = len(e.vars)
+	e.vars = append(e.vars, variable{key, key + "=" + value})
 }
+
+func (e *environment) unset(key string) { delete(e.at, key) }
 
 // with returns a copy in which an image's ENV is set on top, as at the start of a stage.
 func (e *environment) with(env []string) *environment {
-	last := make(map[string]int, len(env))
-	for i, kv := range env {
-		key, _, _ := strings.Cut(kv, "=")
-		last[key] = i
+	out := newEnvironment(len(e.at) + len(env))
+	for v := range e.all {
+		out.at[v.key] = len(out.vars)
+		out.vars = append(out.vars, v)
 	}
-	out := &environment{vars: make([]variable, 0, len(e.vars)+len(env)+4)}
-	for _, v := range e.vars {
-		if _, ok := last[v.key]; !ok {
-			out.vars = append(out.vars, v)
-		}
-	}
-	for i, kv := range env {
-		if key, value, _ := strings.Cut(kv, "="); last[key] == i {
-			out.vars = append(out.vars, variable{key, value})
-		}
+	for _, kv := range env {
+		key, value, _ := strings.Cut(kv, "=")
+		out.set(key, value)
 	}
 	return out
 }
 
 // list returns the environment as a process gets it: "K=V".
 func (e *environment) list() []string {
-	out := make([]string, len(e.vars))
-	for i, v := range e.vars {
-		out[i] = v.key + "=" + v.value
+	out := make([]string, 0, len(e.at))
+	for v := range e.all {
+		out = append(out, v.text)
 	}
 	return out
 }
@@ -122,16 +130,17 @@ func (b *build) platformArgs() *environment {
 		target = "default"
 	}
 	t, h := b.platform, b.buildPlatform
-	e := &environment{vars: []variable{
+	e := newEnvironment(16)
+	for _, v := range [][2]string{
 		{"BUILDPLATFORM", platforms.Format(h)}, {"BUILDOS", h.OS}, {"BUILDOSVERSION", h.OSVersion},
 		{"BUILDARCH", h.Architecture}, {"BUILDVARIANT", h.Variant},
 		{"TARGETPLATFORM", platforms.FormatAll(t)}, {"TARGETOS", t.OS}, {"TARGETOSVERSION", t.OSVersion},
 		{"TARGETARCH", t.Architecture}, {"TARGETVARIANT", t.Variant}, {"TARGETSTAGE", target},
-	}}
-	for i, v := range e.vars {
-		if override, ok := b.args[v.key]; ok {
-			e.vars[i].value = override
+	} {
+		if override, ok := b.args[v[0]]; ok {
+			v[1] = override
 		}
+		e.set(v[0], v[1])
 	}
 	return e
 }
@@ -143,14 +152,11 @@ func (b *build) globalArgs(cmds []instructions.ArgCommand, args map[string]strin
 		for _, a := range c.Args {
 			value, ok := args[a.Key]
 			if !ok && a.Value != nil {
-				word, err := b.lex.ProcessWordWithMatches(*a.Value, e)
-				if err == nil {
-					err = checkExpanded(word.Result)
-				}
+				word, err := b.plainWord(*a.Value, e)
 				if err != nil {
 					return nil, b.f.located(err, b.f.at(c.Location()))
 				}
-				value, ok = word.Result, true
+				value, ok = word, true
 			}
 			if ok {
 				e.set(a.Key, value)
@@ -212,7 +218,7 @@ func (l *lowering) arg(s *stage, c *instructions.ArgCommand) error {
 				s.env.set(a.Key, *a.Value)
 			}
 		}
-		s.declare(a.Key, a.ValueString())
+		s.args.declare(a.Key, a.ValueString())
 		s.ownArgs = append(s.ownArgs, OutlineArg{Name: a.Key, Description: a.DocComment, Value: a.ValueString(), Pos: l.f.at(c.Location()),
 			global: inherits && a.Value != nil})
 	}
@@ -221,100 +227,54 @@ func (l *lowering) arg(s *stage, c *instructions.ArgCommand) error {
 }
 
 func (l *lowering) hidesEnv(s *stage, a instructions.KeyValuePairOptional, c instructions.Command) {
-	for _, kv := range s.config.Env {
-		if key, value, _ := strings.Cut(kv, "="); key == a.Key && value != *a.Value {
-			l.warn(s.lint, ruleArgHidesEnv, l.f.at(c.Location()),
-				fmt.Sprintf("ARG %s hides the ENV of that name from the steps that follow, while the image keeps %q", key, kv))
-		}
-	}
-}
-
-// An argument is an ARG in effect.
-type argument struct{ key, value string }
-
-// declare puts an argument into effect. One that is declared again keeps its place. The list may be shared with the base's, so it is
-// never changed in place.
-func (s *stage) declare(key, value string) {
-	i := slices.IndexFunc(s.args, func(a argument) bool { return a.key == key })
-	switch {
-	case i < 0:
-		s.args = append(s.args, argument{key, value})
-	case s.args[i].value != value:
-		s.args = slices.Clone(s.args)
-		s.args[i].value = value
-	}
-}
-
-// buildArgText is the "|2 a=1 b=2 " before a RUN in the history: the arguments in effect, with the values that the step sees.
-func buildArgText(args []argument, env *environment) string {
-	if len(args) == 0 {
-		return ""
-	}
-	values := make(map[string]string, len(env.vars))
-	for _, v := range env.vars {
-		values[v.key] = v.value
-	}
-	var text strings.Builder
-	fmt.Fprintf(&text, "|%d ", len(args))
-	for _, a := range args {
-		value, ok := values[a.key]
-		if !ok {
-			value = a.value
-		}
-		text.WriteString(a.key + "=" + value + " ")
-	}
-	return text.String()
-}
-
-// maxExpanded is how long a word may become, in bytes: more than any argument or variable that Linux hands to a process.
-const maxExpanded = 1 << 20
-
-// expandable refuses a word whose expansion could only be too long: a few lines that double a variable would fill the memory.
-func (e *environment) expandable(word string) error {
-	n, longest := strings.Count(word, "$"), 0
-	if n < 64 {
-		return nil // of values that are no longer themselves
-	}
-	for _, v := range e.vars {
-		longest = max(longest, len(v.value))
-	}
-	if longest > maxExpanded/64 && n*longest > 64*maxExpanded {
-		return fmt.Errorf("%d variables of up to %d bytes expand to more than %d MiB", n, longest, maxExpanded>>20)
-	}
-	return nil
-}
-
-func checkExpanded(out string) error {
-	if len(out) > maxExpanded {
-		return fmt.Errorf("a word expands to %d bytes, more than %d MiB", len(out), maxExpanded>>20)
-	}
-	return nil
-}
-
-// expandWord expands the variables of one word and warns of unknown ones.
-func (l *lowering) expandWord(s *stage, c instructions.Command, word string) (string, error) {
-	if err := s.env.expandable(word); err != nil {
-		return "", err
-	}
-	out, unmatched, err := l.lex.ProcessWord(word, s.env)
-	l.undefined(s, c, unmatched)
-	l.replacementTrap(s, c, word)
-	if err == nil {
-		err = checkExpanded(out)
-	}
-	return out, err
-}
-
-func (l *lowering) undefined(s *stage, c instructions.Command, unmatched map[string]struct{}) {
-	if s.unknown {
+	i, ok := s.envAt[a.Key]
+	if !ok || s.config.Env[i] == a.String() {
 		return
 	}
-	for _, name := range slices.Sorted(maps.Keys(unmatched)) {
-		known := slices.ContainsFunc(s.args, func(a argument) bool { return a.key == name })
-		if known || scanArgs[name] {
-			continue
-		}
-		text := linter.RuleUndefinedVar.Format(name, nearest(name, s.env.Keys()))
-		s.lint.Run(&linter.RuleUndefinedVar, c.Location(), text)
+	l.warn(s.lint, ruleArgHidesEnv, l.f.at(c.Location()),
+		fmt.Sprintf("ARG %s hides the ENV of that name from the steps that follow, while the image keeps %q", a.Key, s.config.Env[i]))
+}
+
+// arguments are the ARGs in effect, in the order of their first declaration.
+type arguments struct {
+	list []argument
+	at   map[string]int
+}
+
+type argument struct{ key, value string }
+
+func (a *arguments) has(key string) bool { _, ok := a.at[key]; return ok }
+
+// declare puts an argument into effect. One that is declared again keeps its place.
+func (a *arguments) declare(key, value string) {
+	if i, ok := a.at[key]; ok {
+		a.list[i].value = value
+		return
 	}
+	if a.at == nil {
+		a.at = map[string]int{}
+	}
+	a.at[key] = len(a.list)
+	a.list = append(a.list, argument{key, value})
+}
+
+func (a *arguments) clone() arguments {
+	return arguments{list: slices.Clone(a.list), at: maps.Clone(a.at)}
+}
+
+// text is the "|2 a=1 b=2 " before a RUN in the history: the arguments in effect, with the values that the step sees.
+func (a *arguments) text(env *environment) string {
+	if len(a.list) == 0 {
+		return ""
+	}
+	var text strings.Builder
+	fmt.Fprintf(&text, "|%d ", len(a.list))
+	for _, arg := range a.list {
+		value, ok := env.Get(arg.key)
+		if !ok {
+			value = arg.value
+		}
+		text.WriteString(arg.key + "=" + value + " ")
+	}
+	return text.String()
 }

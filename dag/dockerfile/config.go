@@ -200,12 +200,12 @@ func (l *lowering) env(s *stage, c *instructions.EnvCommand) {
 		l.noSecret(s, "ENV", e.Key, c)
 		text += " " + e.String()
 		s.env.set(e.Key, e.Value)
-		at := slices.IndexFunc(s.config.Env, func(kv string) bool { k, _, _ := strings.Cut(kv, "="); return k == e.Key })
-		if at < 0 {
-			s.config.Env = append(s.config.Env, e.String())
+		if at, ok := s.envAt[e.Key]; ok {
+			s.config.Env[at] = e.String()
 			continue
 		}
-		s.config.Env[at] = e.String()
+		s.envAt[e.Key] = len(s.config.Env)
+		s.config.Env = append(s.config.Env, e.String())
 	}
 	s.remember(text, false)
 }
@@ -271,7 +271,7 @@ func (l *lowering) workdir(s *stage, c command, i *instructions.WorkdirCommand) 
 	}
 	v := &dag.Vertex{}
 	v.Op = &dag.Mkdir{Base: inputs{v}.ref(s.files), Path: path.Clean(dir), User: s.config.User}
-	l.step(s, c, v, expandName(l.lex, i.String(), s.env))
+	l.step(s, c, v, l.expandName(l.lex, i.String(), s.env))
 	s.remember("WORKDIR "+dir, true)
 	return nil
 }
@@ -293,7 +293,7 @@ const maxPorts = 3 * 65536
 func (l *lowering) expose(s *stage, c *instructions.ExposeCommand) error {
 	var ports []string
 	for _, word := range c.Ports {
-		words, err := l.lex.ProcessWords(word, s.env)
+		words, err := l.plainWords(word, s.env)
 		if err != nil {
 			return err
 		}
@@ -306,6 +306,9 @@ func (l *lowering) expose(s *stage, c *instructions.ExposeCommand) error {
 				return fmt.Errorf("EXPOSE names more than %d ports", maxPorts)
 			}
 		}
+	}
+	if err := l.spend(64 * len(ports)); err != nil {
+		return err
 	}
 	if s.config.ExposedPorts == nil {
 		s.config.ExposedPorts = map[string]struct{}{}

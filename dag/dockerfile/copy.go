@@ -11,7 +11,6 @@ import (
 	"unicode"
 
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
-	"github.com/moby/buildkit/frontend/dockerfile/shell"
 
 	"img/dag"
 )
@@ -217,7 +216,7 @@ func (l *lowering) files(s *stage, c command, v *dag.Vertex, op *dag.Copy, paths
 	if err := l.ownerNames(c, op); err != nil {
 		return err
 	}
-	l.step(s, c, v, expandName(l.lex, text, s.env))
+	l.step(s, c, v, l.expandName(l.lex, text, s.env))
 	s.remember(copyText(keyword, op, paths), true)
 	return nil
 }
@@ -261,14 +260,6 @@ func copyText(keyword string, op *dag.Copy, paths instructions.SourcesAndDest) s
 	return strings.Join(append(words, paths.DestPath), " ") + built
 }
 
-// expandHeredoc expands the body of a heredoc, in which quotes mean nothing.
-func (l *lowering) expandHeredoc(s *stage, c instructions.Command, body string) (string, error) {
-	lex := shell.NewLex('\\')
-	lex.SkipProcessQuotes = true
-	out, unmatched, err := lex.ProcessWord(body, s.env)
-	l.undefined(s, c, unmatched)
-	return out, err
-}
 
 // joinDest makes a destination absolute. One that ends in "/" or "/." , and "." itself, is a directory and ends in a slash.
 func joinDest(dir, dest string) string {

@@ -97,7 +97,7 @@ var errNotOneSource = errors.New(epochName + " stage must contain exactly one re
 func (b *build) remoteTime(st instructions.Stage) (*int64, error) {
 	env := b.global.with(nil)
 	env.unset(epochName)
-	base, _, err := b.lex.ProcessWord(st.BaseName, env)
+	base, err := b.plainWord(st.BaseName, env)
 	if err != nil {
 		return nil, err
 	}
@@ -147,17 +147,6 @@ func (b *build) plainArgs(c *instructions.ArgCommand, env *environment) error {
 		}
 	}
 	return nil
-}
-
-func (b *build) plainWord(word string, env *environment) (string, error) {
-	if err := env.expandable(word); err != nil {
-		return "", err
-	}
-	out, _, err := b.lex.ProcessWord(word, env)
-	if err == nil {
-		err = checkExpanded(out)
-	}
-	return out, err
 }
 
 // addTime asks for the time of an ADD's source.

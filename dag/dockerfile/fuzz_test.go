@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/moby/buildkit/frontend/dockerfile/shell"
 	"github.com/rogpeppe/go-internal/txtar"
 
 	"img/dag"
@@ -91,4 +92,36 @@ func seed(f *testing.F, name string) {
 			f.Add(src)
 		}
 	}
+}
+
+// Expansion ends, within the size that was foreseen, whatever the word, the value and the escape are.
+func FuzzExpand(f *testing.F) {
+	for _, word := range []string{
+		"$a", "${a}", "${a:-$b}", "${a:+'$b'}", `${a#"*"}`, "${a##x*}", "${a%%?}", "${a//b/$0$1${b}}", `${a/\//\}}`, "${a:?no}", "${:#a}", "$@$*$#$0$12", "\\$a`$b", "${a//?/${b//?/$a}}",
+		"'$a'\"$b\"", "<<a ${b", "${a/b", "${a/b/c", "$", "${", "\xff$a\x00",
+	} {
+		f.Add(word, "value of a", "b*", false)
+		f.Add(word, "", "$a}", true)
+	}
+	f.Fuzz(func(t *testing.T, word, a, b string, backtick bool) {
+		file := &File{name: "Dockerfile", escape: '\\'}
+		if backtick {
+			file.escape = '`'
+		}
+		build := &build{f: file, lex: shell.NewLex(file.escape)}
+		env := newEnvironment(0)
+		env.set("a", a)
+		env.set("b", b)
+		heredoc, name := shell.NewLex('\\'), shell.NewLex(file.escape)
+		heredoc.SkipProcessQuotes = true
+		name.RawQuotes, name.SkipUnsetEnv = true, true
+		for _, lex := range []*shell.Lex{build.lex, heredoc, name} {
+			z := sizer{word: string([]rune(word)), env: env, escape: file.escape, plainQuotes: lex == heredoc}
+			size := z.until(0)
+			out, _, err := build.process(lex, word, env, maxExpanded)
+			if err == nil && len(out) > size {
+				t.Fatalf("%q becomes %q, %d bytes, not at most %d", word, out, len(out), size)
+			}
+		}
+	})
 }

@@ -28,6 +28,7 @@ func (b *build) newLinter() (*linter.Linter, error) {
 		return nil, b.f.fail(dag.Pos{}, fmt.Errorf("parse check options: %w", err))
 	}
 	c.Warn = func(rule, description, url, text string, at []parser.Range) {
+		b.spent += len(text) + 256
 		b.warnings = append(b.warnings, Warning{Pos: b.f.at(at), Rule: rule, Text: text, Description: description, URL: url})
 	}
 	return linter.New(c), nil
@@ -140,7 +141,7 @@ func (b *build) checkDefaultBases(stages []instructions.Stage, globals []instruc
 		return // the same error comes again, or a build argument avoids it
 	}
 	for _, st := range stages {
-		word, err := b.lex.ProcessWordWithMatches(st.BaseName, e)
+		word, err := b.fromWord(st.BaseName, e)
 		if err != nil {
 			return
 		}

@@ -86,11 +86,7 @@ func (l *lowering) stage(s *stage) error {
 	}
 	from := s.lint
 	for _, c := range s.commands {
-		s.lint = l.lint.WithMergedConfigFromComments(c.Comments()) // "# check=" above FROM is for that line alone
-		if err := l.expand(s, c.Command); err != nil {
-			return l.f.located(err, l.f.at(c.Location()))
-		}
-		if err := l.instruction(s, c); err != nil {
+		if err := l.carryOut(s, c); err != nil {
 			return l.f.located(err, l.f.at(c.Location()))
 		}
 	}
@@ -101,6 +97,22 @@ func (l *lowering) stage(s *stage) error {
 	}
 	s.lowered = true
 	return nil
+}
+
+// carryOut lowers one instruction, under the checks that the comment above it chooses.
+func (l *lowering) carryOut(s *stage, c command) error {
+	past := s.past
+	s.lint = l.lint.WithMergedConfigFromComments(c.Comments()) // "# check=" above FROM is for that line alone
+	if err := l.expand(s, c.Command); err != nil {
+		return err
+	}
+	if err := l.instruction(s, c); err != nil {
+		return err
+	}
+	if s.past == past {
+		return nil
+	}
+	return l.spend(len(s.past.entry.CreatedBy))
 }
 
 // begin gives a stage what its base leaves it.
@@ -119,17 +131,21 @@ func (l *lowering) begin(s *stage) error {
 		}
 	}
 	s.config.OnBuild = nil
+	if err := l.spend(s.weight()); err != nil {
+		return l.f.fail(s.pos, err)
+	}
 	if s.replaced {
-		s.env = &environment{}
+		s.env = newEnvironment(0)
 		return nil
 	}
 	if !hasPath(s.config.Env) && s.platform.OS != windows {
 		s.config.Env = append(s.config.Env, "PATH="+defaultPath)
 	}
 	if s.env == nil {
-		s.env = &environment{}
+		s.env = newEnvironment(0)
 	}
 	s.env = s.env.with(s.config.Env)
+	s.envAt = envPlaces(s.config.Env)
 	if s.config.WorkingDir != "" {
 		s.config.WorkingDir = joinDir(s.config.WorkingDir, s.config.WorkingDir) // sic: a relative one is joined to itself
 	}
@@ -151,10 +167,28 @@ func (s *stage) emptyConfig() runConfig {
 	return runConfig{WorkingDir: "/"}
 }
 
+// weight is about what a stage takes of memory for what its base leaves it.
+func (s *stage) weight() int {
+	c := s.config
+	return 64 * (len(c.Env) + len(c.Labels) + len(c.ExposedPorts) + len(c.Volumes) + len(s.args.list))
+}
+
+// envPlaces returns where ENV replaces a variable: at its first place.
+func envPlaces(env []string) map[string]int {
+	at := make(map[string]int, len(env))
+	for i, kv := range env {
+		key, _, _ := strings.Cut(kv, "=")
+		if _, ok := at[key]; !ok {
+			at[key] = i
+		}
+	}
+	return at
+}
+
 func (s *stage) inherit(base *stage) {
 	s.platform, s.image, s.files, s.layers, s.past = base.platform, base.image, base.files, base.layers, base.past
 	s.meta, s.config, s.env = base.meta, base.config.clone(), base.env
-	s.args, s.workdirSet, s.unknown = slices.Clip(base.args), base.workdirSet, base.unknown
+	s.args, s.workdirSet, s.unknown = base.args.clone(), base.workdirSet, base.unknown
 }
 
 // fromOutside begins a stage with an image, or with the files of a local context.

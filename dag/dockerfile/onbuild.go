@@ -10,7 +10,8 @@ import (
 )
 
 // addTriggers puts the ONBUILD instructions of a stage's base before its own. Those of a base stage count for its children alone,
-// not for their children.
+// not for their children; they count even where a named context stands for the base stage, as in BuildKit, while those of that context's
+// image do not.
 func (b *build) addTriggers(s *stage, ofImage func(*stage) ([]string, error)) error {
 	var texts []string
 	switch {
@@ -18,7 +19,7 @@ func (b *build) addTriggers(s *stage, ofImage func(*stage) ([]string, error)) er
 		return nil
 	case s.base != nil:
 		for _, c := range s.base.source.Commands {
-			if t, ok := c.(*instructions.OnbuildCommand); ok && !s.base.replaced {
+			if t, ok := c.(*instructions.OnbuildCommand); ok {
 				texts = append(texts, t.Expression)
 			}
 		}
@@ -50,6 +51,9 @@ func (b *build) triggerError(s *stage, text string, err error) error {
 
 // trigger parses one ONBUILD instruction. It has the place of the FROM that caused it.
 func (b *build) trigger(s *stage, text string) (command, error) {
+	if err := b.spend(1024 + len(text)); err != nil {
+		return command{}, err
+	}
 	parsed, err := parser.Parse(strings.NewReader(text))
 	if err != nil {
 		return command{}, err
@@ -59,8 +63,8 @@ func (b *build) trigger(s *stage, text string) (command, error) {
 	}
 	node := parsed.AST.Children[0]
 	node.StartLine, node.EndLine = s.pos.Line, s.pos.End
-	if nesting(text) > maxNesting {
-		return command{}, fmt.Errorf("variables are nested deeper than %d", maxNesting)
+	if err := checkNode(node); err != nil {
+		return command{}, err
 	}
 	v, err := instructions.ParseInstructionWithLinter(node, silent())
 	if err != nil {

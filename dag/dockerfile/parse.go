@@ -15,11 +15,14 @@ import (
 
 // Limits of what a Dockerfile may hold. They are far above what people write, and keep a hostile file from costing more than its size.
 const (
-	maxFile    = 16 << 20
-	maxLine    = 1 << 20 // a logical line, continuations joined
-	maxHeredoc = 4 << 20
-	maxStages  = 2000
-	maxNesting = 100 // of ${a:-${b:-...}}
+	maxFile         = 16 << 20 // BuildKit's
+	maxLine         = 1 << 20  // a logical line, continuations joined
+	maxHeredoc      = 4 << 20
+	maxHeredocs     = 64 << 20 // heredocs of one instruction, each as long as the longest
+	maxInstructions = 100_000
+	maxStages       = 2000
+	maxFlags        = 1000 // options of one instruction
+	maxNesting      = 100  // of ${a:-${b:-...}}
 )
 
 // A File is a parsed Dockerfile. It is not changed by Refs and Lower, so it may be lowered for several platforms, also at once.
@@ -113,21 +116,38 @@ func (f *File) foreign(ref string, pos dag.Pos) error {
 }
 
 func (f *File) checkLimits() error {
+	if len(f.nodes) > maxInstructions {
+		return f.fail(f.at(f.nodes[maxInstructions].Location()), fmt.Errorf("more than %d instructions", maxInstructions))
+	}
 	for _, n := range f.nodes {
-		pos := f.at(n.Location())
-		if len(n.Original) > maxLine {
-			return f.fail(pos, fmt.Errorf("a line is longer than %d MiB", maxLine>>20))
+		if err := checkNode(n); err != nil {
+			return f.fail(f.at(n.Location()), err)
 		}
-		deep := nesting(n.Original) > maxNesting && !strings.EqualFold(n.Value, "run")
-		for _, h := range n.Heredocs {
-			if len(h.Content) > maxHeredoc {
-				return f.fail(pos, fmt.Errorf("heredoc %s is larger than %d MiB", h.Name, maxHeredoc>>20))
-			}
-			deep = deep || h.Expand && nesting(h.Content) > maxNesting && !strings.EqualFold(n.Value, "run")
+	}
+	return nil
+}
+
+func checkNode(n *parser.Node) error {
+	switch {
+	case len(n.Original) > maxLine:
+		return fmt.Errorf("a line is longer than %d MiB", maxLine>>20)
+	case len(n.Flags) > maxFlags:
+		return fmt.Errorf("more than %d options", maxFlags)
+	}
+	isRun := strings.EqualFold(n.Value, "run") // its text is the shell's
+	deep := !isRun && nesting(n.Original) > maxNesting
+	longest := 0
+	for _, h := range n.Heredocs {
+		if longest = max(longest, len(h.Content)); longest > maxHeredoc {
+			return fmt.Errorf("heredoc %s is larger than %d MiB", h.Name, maxHeredoc>>20)
 		}
-		if deep {
-			return f.fail(pos, fmt.Errorf("variables are nested deeper than %d", maxNesting))
-		}
+		deep = deep || !isRun && h.Expand && nesting(h.Content) > maxNesting
+	}
+	switch {
+	case longest*len(n.Heredocs) > maxHeredocs:
+		return fmt.Errorf("heredocs of one instruction are larger than %d MiB", maxHeredocs>>20)
+	case deep:
+		return errNested
 	}
 	return nil
 }

@@ -40,6 +40,9 @@ func (l *lowering) run(s *stage, c command, i *instructions.RunCommand) error {
 		op.Security = instructions.SecurityInsecure
 	}
 	name := i.String()
+	if err := l.spend(16 * len(op.Env)); err != nil { // texts are shared
+		return err
+	}
 	args, err := runArgs(op, i)
 	if err != nil {
 		return err
@@ -57,7 +60,7 @@ func (l *lowering) run(s *stage, c command, i *instructions.RunCommand) error {
 	if err := l.mounts(s, c, i, op, in); err != nil {
 		return err
 	}
-	past := "RUN " + buildArgText(s.args, s.env) + strings.Join(op.Args, " ") + built
+	past := "RUN " + s.args.text(s.env) + strings.Join(op.Args, " ") + built
 	l.step(s, c, v, l.runName(s, i, name))
 	s.remember(past, true)
 	return nil
@@ -135,7 +138,7 @@ func (l *lowering) network(i *instructions.RunCommand) string {
 
 // runName is the instruction as people see it: known variables expanded, unknown ones left to the shell, secrets masked.
 func (l *lowering) runName(s *stage, i *instructions.RunCommand, name string) string {
-	env := &environment{vars: slices.Clone(s.env.vars)}
+	env := s.env.with(nil)
 	for _, m := range instructions.GetMounts(i) {
 		if m.Type == instructions.MountTypeSecret && m.Env != nil {
 			env.set(*m.Env, "****")
@@ -143,17 +146,7 @@ func (l *lowering) runName(s *stage, i *instructions.RunCommand, name string) st
 	}
 	lex := shell.NewLex(l.f.escape)
 	lex.RawQuotes, lex.SkipUnsetEnv = true, true
-	return expandName(lex, name, env)
-}
-
-func expandName(lex *shell.Lex, name string, env shell.EnvGetter) string {
-	if nesting(name) > maxNesting {
-		return name
-	}
-	if expanded, _, err := lex.ProcessWord(name, env); err == nil {
-		return expanded
-	}
-	return name
+	return l.expandName(lex, name, env)
 }
 
 // mounts lowers RUN --mount, parents before what is mounted below them.

@@ -40,6 +40,8 @@ type build struct {
 	byName                  map[string]*stage // the last of a name
 	target                  *stage
 	warnings                []Warning
+	// spent, matched and compared are the work done so far: bytes of text, steps of pattern matching, names compared.
+	spent, matched, compared int
 	// absolute are the paths that relative WORKDIRs come to, by their line.
 	absolute map[int]string
 	// declared are the names of all ARGs, for build arguments that nobody asks for.
@@ -70,7 +72,8 @@ type stage struct {
 	config     runConfig
 	meta       imageMeta
 	env        *environment
-	args       []argument
+	args       arguments
+	envAt      map[string]int // places in config.Env by key
 	steps      []dag.ID
 	workdirSet bool
 	// unknown: the base's configuration is not known, so a variable may be set that looks undefined.
@@ -211,7 +214,7 @@ func (b *build) scope(stages []instructions.Stage, globals []instructions.ArgCom
 func (b *build) addStage(index int, st instructions.Stage) error {
 	s := &stage{index: index, name: st.Name, pos: b.f.at(st.Location), platform: b.platform, files: dag.Empty,
 		lint: b.lint.WithMergedConfigFromComments(st.Comments)}
-	word, err := b.lex.ProcessWordWithMatches(st.BaseName, b.global)
+	word, err := b.fromWord(st.BaseName, b.global)
 	b.checkFrom(st, s.lint, word)
 	if err != nil {
 		return b.f.located(err, b.f.word(s.pos, st.BaseName))
@@ -263,7 +266,7 @@ func (b *build) stagePlatform(s *stage, st instructions.Stage) error {
 		return nil
 	}
 	pos := b.f.word(s.pos, st.Platform)
-	word, err := b.lex.ProcessWordWithMatches(st.Platform, b.global)
+	word, err := b.fromWord(st.Platform, b.global)
 	b.checkFrom(st, s.lint, word)
 	if err != nil {
 		return b.f.located(fmt.Errorf("failed to process arguments for platform %s: %w", st.Platform, err), pos)
@@ -332,11 +335,8 @@ func (b *build) lookAlikeStage(s *stage, x outside, stages []*stage, pos dag.Pos
 	if x.ref == "" || x.local != "" || x.layout != "" || x.named != "" || strings.ContainsAny(x.ref, "/:@.") {
 		return
 	}
-	names := make([]string, len(stages))
-	for i, other := range stages {
-		names[i] = other.name
-	}
-	if near := nearest(x.ref, names); near != "" {
+	names := func() []string { return b.stageNames[:len(stages)] }
+	if near := b.near(x.ref, names); near != "" {
 		b.warn(s.lint, ruleStageLookAlike, pos, suggest(fmt.Sprintf("%q is no stage and is taken for an image", x.ref), near))
 	}
 }
@@ -394,7 +394,7 @@ func (b *build) command(s *stage, c instructions.Command) (command, error) {
 
 func (b *build) copyFrom(s *stage, c *instructions.CopyCommand) (origin, error) {
 	pos := b.f.word(b.f.at(c.Location()), c.From)
-	word, err := b.lex.ProcessWordWithMatches(c.From, &environment{})
+	word, err := b.fromWord(c.From, newEnvironment(0))
 	if err != nil {
 		return origin{}, b.f.located(err, pos)
 	}
