@@ -191,7 +191,8 @@ func suggest(text, word string) string {
 // arg is ARG in a stage. Value: build argument, else own default, else the global scope's, else unset.
 // What is set here wins over an earlier ENV until the stage ends, though the image keeps ENV's.
 func (l *lowering) arg(s *stage, c *instructions.ArgCommand) error {
-	text := "ARG"
+	text := strings.Builder{}
+	text.WriteString("ARG")
 	for _, a := range c.Args {
 		l.noSecret(s, "ARG", a.Key, c)
 		l.declared[a.Key] = true
@@ -210,9 +211,9 @@ func (l *lowering) arg(s *stage, c *instructions.ArgCommand) error {
 				a.Value = &v
 			}
 		}
-		text += " " + a.Key
+		text.WriteString(" " + a.Key)
 		if a.Value != nil {
-			text += "=" + *a.Value
+			text.WriteString("=" + *a.Value)
 			l.hidesEnv(s, a, c)
 			if !scanArgs[a.Key] {
 				s.env.set(a.Key, *a.Value)
@@ -222,7 +223,7 @@ func (l *lowering) arg(s *stage, c *instructions.ArgCommand) error {
 		s.ownArgs = append(s.ownArgs, OutlineArg{Name: a.Key, Description: a.DocComment, Value: a.ValueString(), Pos: l.f.at(c.Location()),
 			global: inherits && a.Value != nil})
 	}
-	s.remember(text, false)
+	s.remember(text.String(), false)
 	return nil
 }
 

@@ -194,11 +194,12 @@ func (l *lowering) configure(s *stage, c instructions.Command) error {
 }
 
 func (l *lowering) env(s *stage, c *instructions.EnvCommand) {
-	text := "ENV"
+	text := strings.Builder{}
+	text.WriteString("ENV")
 	for _, e := range c.Env {
 		s.legacyForm(c, e)
 		l.noSecret(s, "ENV", e.Key, c)
-		text += " " + e.String()
+		text.WriteString(" " + e.String())
 		s.env.set(e.Key, e.Value)
 		if at, ok := s.envAt[e.Key]; ok {
 			s.config.Env[at] = e.String()
@@ -207,20 +208,21 @@ func (l *lowering) env(s *stage, c *instructions.EnvCommand) {
 		s.envAt[e.Key] = len(s.config.Env)
 		s.config.Env = append(s.config.Env, e.String())
 	}
-	s.remember(text, false)
+	s.remember(text.String(), false)
 }
 
 func (l *lowering) label(s *stage, c *instructions.LabelCommand) {
 	if s.config.Labels == nil {
 		s.config.Labels = map[string]string{}
 	}
-	text := "LABEL"
+	text := strings.Builder{}
+	text.WriteString("LABEL")
 	for _, e := range c.Labels {
 		s.legacyForm(c, e)
 		s.config.Labels[e.Key] = e.Value
-		text += " " + e.String()
+		text.WriteString(" " + e.String())
 	}
-	s.remember(text, false)
+	s.remember(text.String(), false)
 }
 
 func (s *stage) legacyForm(c instructions.Command, e instructions.KeyValuePair) {

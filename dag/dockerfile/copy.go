@@ -260,7 +260,6 @@ func copyText(keyword string, op *dag.Copy, paths instructions.SourcesAndDest) s
 	return strings.Join(append(words, paths.DestPath), " ") + built
 }
 
-
 // joinDest makes a destination absolute. One that ends in "/" or "/." , and "." itself, is a directory and ends in a slash.
 func joinDest(dir, dest string) string {
 	isDir := dest == "" || dest == "." || strings.HasSuffix(dest, "/") || strings.HasSuffix(dest, "/.")

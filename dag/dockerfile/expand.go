@@ -17,6 +17,7 @@ import (
 // Limits of expansion. A few lines that double a variable, or replace every letter of a long one by a long text, would fill any memory.
 const (
 	maxExpanded = 1 << 20  // a word: more than any argument or variable that Linux hands to a process
+	maxName     = 64 << 10 // a step's name; a longer one stays as written
 	maxEstimate = 64 << 20 // what an expansion may hold on its way
 	maxMatching = 16 << 20 // steps of matching patterns in a build: bytes of the value times those of the pattern
 	maxText     = 64 << 20 // all words, names and histories of a build together
@@ -41,10 +42,15 @@ func (l *lowering) expandHeredoc(s *stage, c instructions.Command, body string) 
 
 // expandName expands what people see of a step; a name that cannot be expanded stays as written.
 func (b *build) expandName(lex *shell.Lex, name string, env *environment) string {
-	if nesting(name) > maxNesting {
+	if name = valid(name); nesting(name) > maxNesting || strings.IndexByte(name, 0) >= 0 {
 		return name
 	}
-	if expanded, _, err := b.process(lex, name, env, maxExpanded); err == nil {
+	size, matching := b.measure(name, env)
+	if b.named += matching; size > maxName || b.named > maxMatching {
+		return name
+	}
+	if expanded, _, err := lex.ProcessWord(name, env); err == nil {
+		b.spent += len(expanded)
 		return expanded
 	}
 	return name
@@ -84,40 +90,53 @@ func (b *build) process(lex *shell.Lex, word string, env *environment, limit int
 		return "", nil, err
 	}
 	out, unmatched, err := lex.ProcessWord(word, env)
+	tooMuch := b.spend(len(out))
 	if err == nil && len(out) > limit {
 		err = fmt.Errorf("a word expands to %d bytes, more than %d MiB", len(out), limit>>20)
 	}
 	if err == nil {
-		err = b.spend(len(out))
+		err = tooMuch
 	}
 	return out, unmatched, err
 }
 
-// lexable checks that a word can be expanded within the limits, and makes it valid UTF-8 as BuildKit's lexer would, which says so on
+// lexable checks that a word can be expanded within the limits, and makes it valid UTF-8 as BuildKit's lexer would, with a line on
 // stderr for each byte.
 func (b *build) lexable(word string, env *environment) (string, error) {
 	if strings.IndexByte(word, 0) >= 0 {
 		return "", errors.New("a word has a NUL byte in it")
 	}
-	if !utf8.ValidString(word) {
-		word = string([]rune(word))
-	}
+	word = valid(word)
 	if !strings.Contains(word, "$") {
 		return word, nil
 	}
 	if nesting(word) > maxNesting {
 		return "", errNested
 	}
-	z := sizer{word: word, env: env, escape: b.f.escape}
-	size := z.until(0)
-	z.plainQuotes, z.at = true, 0
-	if size = max(size, z.until(0)); size > maxEstimate {
+	size, matching := b.measure(word, env)
+	if size > maxEstimate {
 		return "", fmt.Errorf("a word may expand to %d MiB, more than %d", size>>20, maxEstimate>>20)
 	}
-	if b.matched += z.matching; b.matched > maxMatching {
+	if b.matched += matching; b.matched > maxMatching {
 		return "", errors.New("patterns and the values that they are matched with are too long")
 	}
 	return word, nil
+}
+
+// valid replaces each byte that is no UTF-8.
+func valid(word string) string {
+	if utf8.ValidString(word) {
+		return word
+	}
+	return string([]rune(word))
+}
+
+// measure returns how long a word can become, as a word or as a heredoc, and the work of matching its patterns.
+func (b *build) measure(word string, env *environment) (size, matching int) {
+	z := sizer{word: word, env: env, escape: b.f.escape}
+	size = z.until(0)
+	z.plainQuotes, z.at = true, 0
+	return max(size, z.until(0)), z.matching
 }
 
 var errNested = fmt.Errorf("variables are nested deeper than %d", maxNesting)

@@ -33,20 +33,20 @@ func TestHostile(t *testing.T) {
 		"many sources":      big + "COPY " + strings.Repeat("$a ", 20000) + "/\n",
 		"many ports":        same(50000, "EXPOSE 1-65535"),
 		"ports of words":    big + "EXPOSE " + strings.Repeat("$a", 20000),
-		"many variables":    lines(90000, "ENV a%d=b"),
+		"many variables":    lines(20000, "ENV a%d=b"),
 		"variables of one":  "ENV " + strings.Repeat("a=b ", 15000) + "\n" + same(80, "ENV "+strings.Repeat("a=b ", 15000)),
-		"many arguments":    lines(40000, "ARG a%d=b") + same(40000, "RUN a"),
-		"many unknown":      lines(2000, "ENV "+strings.Repeat("v", 200)+"%d=b") + lines(50000, "LABEL a=$"+strings.Repeat("w", 200)+"%d"),
-		"many runs":         lines(5000, "ENV a%d=b") + same(90000, "RUN a"),
+		"many arguments":    lines(9000, "ARG a%d=b") + same(9000, "RUN a"),
+		"many unknown":      lines(2000, "ENV "+strings.Repeat("v", 200)+"%d=b") + lines(5000, "LABEL a=$"+strings.Repeat("w", 200)+"%d"),
+		"many runs":         lines(5000, "ENV a%d=b") + same(30000, "RUN a"),
 		"names":             big + same(500, "RUN "+strings.Repeat("$a ", 20)),
 		"nested mounts":     "RUN --mount=target=" + strings.Repeat("${a:-", 9000) + strings.Repeat("}", 9000) + " a\n",
 		"many mounts":       "RUN " + strings.Repeat("--mount=target=/a ", 3500) + "a\n",
 		"many heredocs":     "COPY " + strings.Repeat("<<-a ", 12000) + "/\n" + strings.Repeat(strings.Repeat("\tx\n", 10)+"a\n", 12000),
 		"many stages":       lines(20000, "LABEL a%d=b") + same(1900, "FROM a") + "",
-		"triggers":          same(50000, "ONBUILD ENV a=b") + strings.Repeat("FROM x\n", 1000),
+		"triggers":          same(5000, "ONBUILD ENV a=b") + strings.Repeat("FROM x\n", 100),
 		"stages from stage": lines(20000, "LABEL a%d=b") + lines(1900, "FROM x AS s%d") + "",
-		"images by name":    lines(1900, "FROM scratch AS aaaaaaaaaaaaaaaaaaaa%d") + lines(90000, "COPY --from=aaaaaaaaaaaaaaaaaaab%d a /"),
-		"instructions":      same(2_000_000, "RUN a"),
+		"images by name":    lines(1900, "FROM scratch AS aaaaaaaaaaaaaaaaaaaa%d") + lines(10000, "COPY --from=aaaaaaaaaaaaaaaaaaab%d a /"),
+		"instructions":      same(200_000, "RUN a"),
 	} {
 		t.Run(name, func(t *testing.T) {
 			var before, after runtime.MemStats
@@ -62,7 +62,7 @@ func TestHostile(t *testing.T) {
 			runtime.ReadMemStats(&after)
 			took, mib := time.Since(start), (after.TotalAlloc-before.TotalAlloc)>>20
 			t.Logf("%v, %d MiB allocated, %.200v", took.Round(time.Millisecond), mib, err)
-			if took > 30*time.Second || mib > 4096 {
+			if took > time.Minute || mib > 2048 {
 				t.Errorf("took %v and allocated %d MiB", took, mib)
 			}
 		})

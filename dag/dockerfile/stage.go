@@ -40,8 +40,8 @@ type build struct {
 	byName                  map[string]*stage // the last of a name
 	target                  *stage
 	warnings                []Warning
-	// spent, matched and compared are the work done so far: bytes of text, steps of pattern matching, names compared.
-	spent, matched, compared int
+	// The work done so far: bytes of text, steps of pattern matching in words and in names of steps, names compared.
+	spent, matched, named, compared int
 	// absolute are the paths that relative WORKDIRs come to, by their line.
 	absolute map[int]string
 	// declared are the names of all ARGs, for build arguments that nobody asks for.
