@@ -57,6 +57,9 @@ func (e *environment) set(key, value string) {
 	if len(e.vars) > 2*len(e.at)+16 {
 		*e = *e.with(nil) // leave out what is gone
 	}
+	if e.at == nil {
+		e.at = map[string]int{}
+	}
 	e.at[key] = len(e.vars)
 	e.vars = append(e.vars, variable{key, key + "=" + value})
 }

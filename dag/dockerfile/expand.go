@@ -27,7 +27,9 @@ const (
 func (l *lowering) expandWord(s *stage, c instructions.Command, word string) (string, error) {
 	out, unmatched, err := l.process(l.lex, word, s.env, maxExpanded)
 	l.undefined(s, c, unmatched)
-	l.replacementTrap(s, c, word)
+	if err == nil {
+		l.replacementTrap(s, c, word)
+	}
 	return out, err
 }
 

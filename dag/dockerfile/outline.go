@@ -66,7 +66,7 @@ func (b *build) outlineGlobals() map[string]globalArg {
 			g := globalArg{OutlineArg: OutlineArg{Name: a.Key, Description: a.DocComment, Pos: b.f.at(c.Location())}}
 			value, given := b.args[a.Key]
 			if !given && a.Value != nil {
-				word, err := b.lex.ProcessWordWithMatches(*a.Value, e)
+				word, err := b.fromWord(*a.Value, e)
 				if err != nil {
 					continue // the same error has ended the lowering
 				}

@@ -50,7 +50,7 @@ func (b *build) checkTraps(stages []instructions.Stage) {
 func (b *build) envTrap(lint *linter.Linter, c *instructions.EnvCommand) {
 	set := &environment{}
 	for _, kv := range c.Env {
-		word, err := b.lex.ProcessWordWithMatches(kv.Value, set)
+		word, err := b.fromWord(kv.Value, set)
 		if err != nil {
 			return // lowering says it
 		}
@@ -157,7 +157,7 @@ func (l *lowering) replacementTrap(s *stage, c instructions.Command, word string
 		if !ok || !strings.Contains(text, "$") {
 			continue
 		}
-		out, _, err := l.lex.ProcessWord(text, s.env)
+		out, err := l.plainWord(text, s.env)
 		if err == nil && strings.Contains(out, "$") {
 			l.warn(s.lint, ruleReplacementDollar, l.f.at(c.Location()),
 				fmt.Sprintf("The replacement %q has a $, which names a group of a regular expression here", out))
