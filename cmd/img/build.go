@@ -70,7 +70,11 @@ func (c *BuildCmd) Run(ctx context.Context, g *Globals) error {
 		return err
 	}
 	defer unlock()
-	if err := b.read(ctx); err != nil {
+	err = b.read(ctx)
+	if r.Call.Name != "" {
+		return b.called(ctx, err)
+	}
+	if err != nil {
 		return err
 	}
 	if err := b.lower(ctx); err != nil {
@@ -128,10 +132,7 @@ func (b *build) lower(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	b.bases = &bases{
-		g: b.g, s: b.s, pull: b.r.Pull, insec: b.r.Insecure, implied: b.r.Implied, layouts: b.r.Contexts,
-		from: map[v1.Hash]image.Fetcher{}, fetched: map[string]*fetched{},
-	}
+	b.bases = b.newBases()
 	images := map[dockerfile.BaseRef]*image.Image{}
 	var mu sync.Mutex
 	g, gctx := errgroup.WithContext(ctx)
@@ -171,6 +172,13 @@ func (b *build) lower(ctx context.Context) error {
 		return err
 	}
 	return b.strict()
+}
+
+func (b *build) newBases() *bases {
+	return &bases{
+		g: b.g, s: b.s, pull: b.r.Pull, insec: b.r.Insecure, implied: b.r.Implied, layouts: b.r.Contexts,
+		from: map[v1.Hash]image.Fetcher{}, fetched: map[string]*fetched{},
+	}
 }
 
 // refs are the bases of all platforms, once each.

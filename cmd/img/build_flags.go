@@ -59,11 +59,13 @@ type BuildCmd struct {
 	Isolation string   `group:"RUN" placeholder:"TIER" help:"Sandbox tier: auto."`
 	Jobs      int      `group:"RUN" placeholder:"N" help:"How many steps run at once (default: all that are ready)."`
 
-	Progress  string `group:"Looking" placeholder:"MODE" help:"auto, tty, plain or quiet."`
-	NoConsole bool   `group:"Looking" help:"The same as --progress=plain."`
-	Strict    bool   `group:"Looking" help:"Make every warning an error."`
-	Explain   bool   `group:"Looking" help:"Say of each step that runs why it is not cached."`
-	Print     string `group:"Looking" placeholder:"plan" help:"Print the plan instead of building."`
+	Progress  string    `group:"Looking" placeholder:"MODE" help:"auto, tty, plain or quiet."`
+	NoConsole bool      `group:"Looking" help:"The same as --progress=plain."`
+	Check     checkMode `group:"Looking" help:"Check the Dockerfile and build nothing; --check=error builds, and makes warnings errors."`
+	Call      string    `group:"Looking" placeholder:"NAME" help:"Do this in place of a build: check, outline, targets; format=json|sarif|github after a comma."`
+	Strict    bool      `group:"Looking" help:"Make every warning an error."`
+	Explain   bool      `group:"Looking" help:"Say of each step that runs why it is not cached."`
+	Print     string    `group:"Looking" placeholder:"plan" help:"Print the plan instead of building."`
 
 	ignoredFlags
 	unservedFlags
@@ -87,11 +89,9 @@ type unservedFlags struct {
 	CacheFrom    []string `sep:"none" hidden:""`
 	CacheTo      []string `sep:"none" hidden:""`
 	CacheTTL     string   `hidden:"" name:"cache-ttl"`
-	Call         string   `hidden:""`
 	CapAdd       []string `sep:"none" hidden:""`
 	CapDrop      []string `sep:"none" hidden:""`
 	CgroupParent string   `hidden:""`
-	Check        bool     `hidden:""`
 	CPUPeriod    string   `hidden:"" name:"cpu-period"`
 	CPUQuota     string   `hidden:"" name:"cpu-quota"`
 	CPUShares    string   `hidden:"" short:"c" name:"cpu-shares"`
@@ -130,11 +130,9 @@ var unserved = map[string]string{
 	"cache-from":     "caches cannot be imported yet",
 	"cache-to":       "caches cannot be exported yet",
 	"cache-ttl":      "cache records do not age; use img prune",
-	"call":           "only the build itself can be called",
 	"cap-add":        "capabilities of RUN cannot be changed",
 	"cap-drop":       "capabilities of RUN cannot be changed",
 	"cgroup-parent":  "RUN steps are not put into cgroups",
-	"check":          "the Dockerfile cannot be checked without building it yet",
 	"cpu-period":     "RUN steps are not put into cgroups",
 	"cpu-quota":      "RUN steps are not put into cgroups",
 	"cpu-shares":     "RUN steps are not put into cgroups",
@@ -167,7 +165,6 @@ var unserved = map[string]string{
 
 // harmless are values of unserved options that ask for what happens anyway.
 var harmless = map[string][]string{
-	"call":       {"build"},
 	"provenance": {"false"},
 	"sbom":       {"false"},
 }
@@ -298,6 +295,8 @@ type buildRequest struct {
 	Push     bool
 	// Insecure accepts registries without TLS.
 	Insecure bool
+	// Call is what to do in place of a build; the zero call builds.
+	Call call
 	// Strict makes warnings errors.
 	Strict bool
 	// Insecurely allows RUN --security=insecure.
@@ -312,9 +311,9 @@ func (c *BuildCmd) request(g *Globals) (*buildRequest, error) {
 	if c.ignoredFlags != (ignoredFlags{}) {
 		g.debugf("--rm, --force-rm, --layers, --compress, --disable-content-trust and --builder do nothing")
 	}
-	r := &buildRequest{Push: c.Push, Insecure: c.InsecureRegistry, NoCacheStage: c.NoCacheFilter, Strict: c.Strict}
+	r := &buildRequest{Push: c.Push, Insecure: c.InsecureRegistry, NoCacheStage: c.NoCacheFilter}
 	for _, step := range []func(*buildRequest, *Globals) error{
-		c.input, c.result, c.times, c.sandbox, c.looking,
+		c.input, c.result, c.times, c.sandbox, c.looking, c.calls,
 	} {
 		if err := step(r, g); err != nil {
 			return nil, err

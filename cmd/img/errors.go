@@ -105,7 +105,14 @@ func report(ctx context.Context, g *Globals, err error) int {
 	if err == nil {
 		return exitOK
 	}
-	code := exitCode(ctx, err)
+	if !errors.As(err, &said{}) {
+		sayError(g, err)
+	}
+	return exitCode(ctx, err)
+}
+
+// sayError says what went wrong, where, and what to do about it.
+func sayError(g *Globals, err error) {
 	pos, text := describe(err)
 	if !pos.IsZero() {
 		text = pos.String() + ": " + text
@@ -117,7 +124,6 @@ func report(ctx context.Context, g *Globals, err error) int {
 	if h := hint(err, g); h != "" {
 		say(g.stderr, "hint", h)
 	}
-	return code
 }
 
 // exitCode chooses the exit code. What stands first wins: a build that a signal ended is interrupted, whatever its
@@ -126,6 +132,10 @@ func exitCode(ctx context.Context, err error) int {
 	var stopped interrupted
 	if errors.As(context.Cause(ctx), &stopped) || errors.As(err, &stopped) {
 		return stopped.code()
+	}
+	var done said
+	if errors.As(err, &done) {
+		return done.code
 	}
 	var host *userns.Error
 	if errors.As(err, &host) || isDiskFull(err) {

@@ -82,6 +82,7 @@ func (g *Globals) debugf(format string, args ...any) {
 // The commands stand before the globals: kong then lets a command give a short flag a meaning of its own.
 type grammar struct {
 	Build   BuildCmd   `cmd:"" aliases:"bud" help:"Build an image from a Dockerfile."`
+	Lint    LintCmd    `cmd:"" help:"Check Dockerfiles, and repair them."`
 	Ls      LsCmd      `cmd:"" aliases:"images" help:"List images."`
 	Pull    PullCmd    `cmd:"" help:"Pull images from a registry."`
 	Push    PushCmd    `cmd:"" help:"Push images to a registry."`
