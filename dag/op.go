@@ -53,11 +53,20 @@ type Run struct {
 	// Security is "" (sandbox) or "insecure".
 	Security string  `json:"security,omitempty"`
 	Mounts   []Mount `json:"mounts,omitempty"`
+	// Devices are what the step asks for by CDI's names; what they stand for counts in the key, too.
+	Devices []Device `json:"devices,omitempty"`
 	// Hosts are added host names; the addresses do not count in the key.
 	Hosts []Host `json:"hosts,omitempty"`
 	// Script is the body of a RUN heredoc that begins with "#!", shown at ScriptPath, read-only, mode 0755.
 	Script     []byte `json:"script,omitempty"`
 	ScriptPath string `json:"scriptPath,omitempty"`
+}
+
+// A Device is one RUN --device, or one of all steps: "vendor.com/class=name" or what else CDI's names may be.
+type Device struct {
+	Name string `json:"name"`
+	// Required: without the device the step fails; else it runs without.
+	Required bool `json:"required,omitempty"`
 }
 
 // A Host is a line of /etc/hosts.

@@ -28,6 +28,15 @@ type Executor interface {
 	Exec(ctx context.Context, v *dag.Vertex, in []cache.Output, log io.Writer) (Result, error)
 }
 
+// An Acquirer is an Executor whose vertices may need something that others hold for long, such as a lock.
+type Acquirer interface {
+	Executor
+	// Acquire waits for what v needs. It is called once v's key is locked and before v asks for a slot of Options.Jobs, so that nothing
+	// waits while it holds a slot; Exec is called between Acquire and release. To be free of dead locks, an Acquirer takes what one
+	// vertex needs in one order for all. note tells people what is waited for. release, which may be nil, is called once.
+	Acquire(ctx context.Context, v *dag.Vertex, note func(string)) (release func(), err error)
+}
+
 // A Result is what Exec produced.
 type Result struct {
 	Output cache.Output

@@ -413,6 +413,101 @@ func TestJobs(t *testing.T) {
 	}
 }
 
+// A locker has a lock for each word "lock=L" of a vertex's name.
+type locker struct {
+	fake
+	mu   sync.Mutex
+	free map[string]chan struct{}
+}
+
+func (l *locker) Acquire(ctx context.Context, v *dag.Vertex, note func(string)) (func(), error) {
+	if is(v, "badlock") {
+		return nil, errors.New("no lock")
+	}
+	name, ok := has(v, "lock")
+	if !ok {
+		return nil, nil
+	}
+	l.mu.Lock()
+	if l.free == nil {
+		l.free = map[string]chan struct{}{}
+	}
+	if l.free[name] == nil {
+		l.free[name] = make(chan struct{}, 1)
+	}
+	lock := l.free[name]
+	l.mu.Unlock()
+	select {
+	case lock <- struct{}{}:
+		return func() { <-lock }, nil
+	default:
+		note("waits for " + name)
+	}
+	select {
+	case lock <- struct{}{}:
+		return func() { <-lock }, nil
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+}
+
+// Who waits for a lock has no slot: with two slots, a vertex that needs no lock runs while one has the lock and another waits for it.
+func TestAcquireBeforeSlot(t *testing.T) {
+	other := make(chan struct{})
+	var mu sync.Mutex
+	holders, most := 0, 0
+	x := &locker{}
+	x.during = func(ctx context.Context, v *dag.Vertex) error {
+		if label(v) == "c" {
+			close(other)
+			return nil
+		}
+		mu.Lock()
+		holders++
+		most = max(most, holders)
+		mu.Unlock()
+		defer func() { mu.Lock(); holders--; mu.Unlock() }()
+		select {
+		case <-other:
+			return nil
+		case <-time.After(10 * time.Second):
+			return errors.New("c has no slot")
+		}
+	}
+	g := graph(t, "a lock=x\nb lock=x\nc\nd a b c lock=x")
+	s := &states{t: t, last: map[dag.ID]State{}}
+	if _, err := Solve(t.Context(), g, last(g), x, Options{Jobs: 2, Cache: open(t), Observe: s.observe}); err != nil || most != 1 {
+		t.Errorf("%d at once, error %v", most, err)
+	}
+	if len(s.notes) != 1 || !strings.HasSuffix(s.notes[0], ": waits for x") {
+		t.Errorf("notes %q", s.notes)
+	}
+	if len(x.free["x"]) > 0 {
+		t.Error("the lock is held after the build")
+	}
+}
+
+// A lock that cannot be had fails the vertex, and one that is waited for does not outlast a failure.
+func TestAcquireFails(t *testing.T) {
+	g := graph(t, "a badlock")
+	if got := solve(t, t.Context(), g, last(g), &locker{}, Options{Cache: open(t)}); got != "a failed | a badlock: no lock" {
+		t.Error(got)
+	}
+	x := &locker{}
+	x.during = func(ctx context.Context, v *dag.Vertex) error {
+		if is(v, "fail") {
+			return nil
+		}
+		<-ctx.Done()
+		return context.Cause(ctx)
+	}
+	g = graph(t, "a lock=x\nb lock=x\nc fail\nd a b c")
+	got := solve(t, t.Context(), g, last(g), x, Options{})
+	if !strings.HasPrefix(got, "a canceled, b canceled, c failed, d canceled | c fail") || len(x.free["x"]) > 0 {
+		t.Errorf("%s, %d locks held", got, len(x.free["x"]))
+	}
+}
+
 func TestEvents(t *testing.T) {
 	g := graph(t, "a print\nb a")
 	tick := time.Unix(0, 0)

@@ -18,8 +18,9 @@ import (
 //     live as long as the loop: the key is computed and a record looked for. A usable one is the result.
 //  2. Otherwise the vertex is made by a goroutine of its own, unless one with the same key is being made or was made:
 //     then it takes that one's result.
-//  3. The maker locks the key against other processes and looks again. If it must run, it asks for a slot; slots are
-//     given to the lowest ID that asks. So whoever holds a slot holds all its locks, and no slot waits for a lock.
+//  3. The maker locks the key against other processes and looks again. If it must run, it acquires what the vertex
+//     needs (Acquirer) and then asks for a slot; slots are given to the lowest ID that asks. So whoever holds a slot
+//     holds all its locks, and no slot waits for a lock.
 //  4. Goroutines tell what they found by reports. When one fails, the others are ended and nothing new is begun.
 type solver struct {
 	x Executor

@@ -71,6 +71,11 @@ func (s *solver) produce(ctx context.Context, n *node, in []cache.Output) report
 			return again
 		}
 	}
+	release, err := s.acquire(ctx, n)
+	if err != nil {
+		return report{n: n, what: failed, err: err}
+	}
+	defer release()
 	s.reports <- report{n: n, what: asks}
 	select {
 	case <-n.slot:
@@ -93,6 +98,20 @@ func (s *solver) lock(ctx context.Context, n *node) (unlock func()) {
 		return func() {}
 	}
 	return unlock
+}
+
+// acquire waits for what the node needs besides its key and a slot.
+func (s *solver) acquire(ctx context.Context, n *node) (release func(), err error) {
+	if a, ok := s.x.(Acquirer); ok {
+		err = guard(func() error {
+			release, err = a.Acquire(ctx, n.v, func(text string) { s.note(n, Ready, text) })
+			return err
+		})
+	}
+	if release == nil {
+		release = func() {}
+	}
+	return release, err
 }
 
 // exec carries the node out and records the result.

@@ -16,7 +16,9 @@ import (
 	"img/cache"
 	"img/dag"
 	"img/engine"
+	"img/exec/cdi"
 	"img/exec/fetch"
+	"img/exec/sshagent"
 	"img/registry/image"
 	"img/registry/layout"
 	"img/snapshot"
@@ -43,6 +45,10 @@ type Options struct {
 	Fetch *fetch.Client
 	// Secret returns a secret's content by id; ok is false when the caller gave none of that id.
 	Secret func(id string) (data []byte, ok bool, err error)
+	// Agents are the ssh agents that steps may ask, by id.
+	Agents map[string]*sshagent.Agent
+	// Devices are what the names of devices that steps ask for stand for; one that is not there has none.
+	Devices map[string][]*cdi.Device
 	// ResolvConf is the content of the steps' /etc/resolv.conf.
 	ResolvConf []byte
 	// Note is told, once each, what is weaker than it could be.
@@ -65,6 +71,8 @@ type Executor struct {
 	temps []func() error
 	// plans are what Key found out and Exec needs again, by op.
 	plans sync.Map
+	// held are the directories of the cache mounts that Acquire locked, by op and volume.
+	held sync.Map
 }
 
 // New makes an Executor. Nothing is started until a vertex needs the inner process.

@@ -15,7 +15,9 @@ import (
 
 	"img/cache"
 	"img/dag"
+	"img/exec/cdi"
 	"img/exec/fetch"
+	"img/exec/sshagent"
 	"img/registry/image"
 	"img/registry/layout"
 	"img/snapshot"
@@ -44,8 +46,9 @@ func newKeyer(t *testing.T) *keyer {
 			"context": open(t, makeTree(t, "a\nb\ndir/x\ndir/y\na.txt")),
 			"other":   open(t, makeTree(t, "a\nb\nc\ndir/z")),
 		},
-		Fetch:  fetch.New(state+"/fetch", fetch.Options{}),
-		Secret: func(id string) ([]byte, bool, error) { return []byte(id), true, nil },
+		Fetch:   fetch.New(state+"/fetch", fetch.Options{}),
+		Devices: map[string][]*cdi.Device{"v.com/c=d": {{Name: "v.com/c=d"}}, "v.com/c=dx": {{Name: "v.com/c=dx"}}},
+		Secret:  func(id string) ([]byte, bool, error) { return []byte(id), true, nil },
 	})
 	k := &keyer{x: x, in: []cache.Output{"sha256:" + cache.Output(strings.Repeat("1", 64)), "sha256:" + cache.Output(strings.Repeat("2", 64))}}
 	for i := range 2 {
@@ -94,7 +97,7 @@ func samples() map[string]dag.Op {
 		return &dag.Run{
 			Base: 0, Args: []string{"sh", "-c", "make"}, Env: []string{"A=1"}, ProxyEnv: []string{"HTTP_PROXY=x"}, Dir: "/w", User: "u", Hostname: "h",
 			Network: "none", Security: "insecure", Mounts: []dag.Mount{m}, Hosts: []dag.Host{{Name: "n", IP: "1.2.3.4"}},
-			Script: []byte("#!x"), ScriptPath: "/dev/pipes/EOF",
+			Devices: []dag.Device{{Name: "v.com/c=d", Required: true}}, Script: []byte("#!x"), ScriptPath: "/dev/pipes/EOF",
 		}
 	}
 	return map[string]dag.Op{
@@ -189,6 +192,78 @@ func TestMountFieldsInTheKey(t *testing.T) {
 			if k.text(op) == k.text(sample(name, "Mounts."+f)) {
 				t.Errorf("%s: %s is not in the key", name, f)
 			}
+		}
+	}
+}
+
+// What a device needs is in the key, whether it is there, and whether an agent or a secret is given; what they hold is not.
+func TestWhatIsGivenIsInTheKey(t *testing.T) {
+	k := newKeyer(t)
+	run := &dag.Run{Base: 0, Args: []string{"x"}, Dir: "/", Devices: []dag.Device{{Name: "d"}},
+		Mounts: []dag.Mount{{Type: dag.MountSSH, ID: "a"}, {Type: dag.MountSecret, ID: "s"}}}
+	seen := map[string]string{}
+	see := func(what string) {
+		t.Helper()
+		if was, ok := seen[k.text(run)]; ok {
+			t.Errorf("%s: the key is that of %s", what, was)
+		}
+		seen[k.text(run)] = what
+	}
+	see("a secret alone")
+	k.x.o.Agents = map[string]*sshagent.Agent{"a": {}}
+	see("an agent")
+	k.x.o.Devices["d"] = []*cdi.Device{{Name: "d"}}
+	see("a device")
+	k.x.o.Devices["d"][0].Edits.Env = []string{"A=1"}
+	see("a device with a variable")
+	k.x.o.Devices["d"][0].Common = &cdi.Edits{Mounts: []cdi.Mount{{HostPath: "/h", ContainerPath: "/c"}}}
+	see("a device with a mount")
+	k.x.o.Secret = func(string) ([]byte, bool, error) { return nil, false, nil }
+	see("no secret")
+	before := k.text(run)
+	k.x.o.Agents["a"].Socket = "/elsewhere"
+	if k.text(run) != before {
+		t.Error("an agent's socket is in the key")
+	}
+	run.Devices = []dag.Device{{Name: "none", Required: true}}
+	if got := k.text(run); got != `error: required device "none" is not registered` {
+		t.Errorf("a device that is not there: %s", got)
+	}
+}
+
+// What a cache begins with is part of what it is; its sharing and the rest are not.
+func TestVolumes(t *testing.T) {
+	k := newKeyer(t)
+	context := func(name string) dag.Source { return dag.Source{Context: name, Input: dag.Scratch} }
+	none := dag.Source{Input: dag.Scratch}
+	op := &dag.Run{Args: []string{"x"}, Dir: "/", Mounts: []dag.Mount{
+		{ID: "i", From: none}, {ID: "i", From: none, Target: "/x", Sharing: dag.SharingLocked, ReadOnly: true},
+		{ID: "j", From: none}, {ID: "i", From: none, Mode: number32(0)}, {ID: "i", From: none, UID: number32(0)}, {ID: "i", From: none, GID: number32(0)},
+		{ID: "i", From: context("context"), Source: "/dir"}, {ID: "i", From: context("context"), Source: "/"}, {ID: "i", From: context("other"), Source: "/dir"},
+	}}
+	for i := range op.Mounts {
+		op.Mounts[i].Type = dag.MountCache
+	}
+	if text := k.text(op); strings.HasPrefix(text, "error") {
+		t.Fatal(text)
+	}
+	of := map[string]int{}
+	for i := range op.Mounts {
+		v := k.x.volume(op, i)
+		if first, ok := of[v]; ok && i != 1 {
+			t.Errorf("mounts %d and %d are one volume", first, i)
+		} else if !ok && i == 1 {
+			t.Error("how a cache is mounted makes another volume")
+		}
+		of[v] = i
+	}
+	wants := k.x.wants(op)
+	if len(wants) != len(of) || wants[0].ID != "i" || wants[len(wants)-1].ID != "j" {
+		t.Errorf("wants %v", wants)
+	}
+	for _, w := range wants {
+		if w.Volume == k.x.volume(op, 0) && w.Sharing != dag.SharingLocked {
+			t.Errorf("two mounts of one volume are shared by %s", w.Sharing)
 		}
 	}
 }

@@ -2,17 +2,13 @@ package exec
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"os"
 	"path"
-	"path/filepath"
 	"slices"
 	"sort"
 	"strings"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -50,7 +46,7 @@ func (x *Executor) mountKey(ctx context.Context, h *cache.Hash, op *dag.Run, i i
 	case dag.MountTmpfs:
 		h.Line("tmpfs", m.Size)
 	case dag.MountSecret, dag.MountSSH:
-		given := false
+		given := m.Type == dag.MountSSH && x.o.Agents[m.ID] != nil
 		if m.Type == dag.MountSecret && x.o.Secret != nil {
 			_, ok, err := x.o.Secret(m.ID)
 			if err != nil {
@@ -185,9 +181,13 @@ type mountArgs struct {
 	Hidden []string
 	// Mode, UID and GID are M's, which a gob keeps only where they are not 0.
 	Mode, UID, GID given
-	// Secret is the content; Given says that there is one.
+	// Secret is the content; Given says that there is one, or an agent.
 	Secret []byte
 	Given  bool
+	// Cache is where a cache mount's directory is.
+	Cache string
+	// Socket is the number of the descriptor that becomes an agent's socket.
+	Socket int
 }
 
 // A given is a number that may be missing.
@@ -210,21 +210,20 @@ func (n given) or(missing uint32) uint32 {
 	return missing
 }
 
-func (x *Executor) mountArgs(ctx context.Context, op *dag.Run, i int, in []cache.Output) (mountArgs, error) {
+func (x *Executor) mountArgs(ctx context.Context, op *dag.Run, i int, in []cache.Output, lent *agents) (a mountArgs, err error) {
 	m := op.Mounts[i]
-	a := mountArgs{M: m, Mode: givenOf(m.Mode), UID: givenOf(m.UID), GID: givenOf(m.GID)}
+	a = mountArgs{M: m, Mode: givenOf(m.Mode), UID: givenOf(m.UID), GID: givenOf(m.GID)}
 	switch m.Type {
 	case dag.MountSSH:
-		return a, errors.New("RUN --mount=type=ssh: agents are not forwarded by this version of img")
-	case dag.MountSecret:
-		var err error
-		if x.o.Secret != nil {
-			a.Secret, a.Given, err = x.o.Secret(m.ID)
-		}
-		if err == nil && !a.Given && m.Required {
-			err = fmt.Errorf("secret %s: not found (give it with --secret id=%s,src=FILE)", m.ID, m.ID)
-		}
+		err = x.agentArgs(m, &a, lent)
 		return a, err
+	case dag.MountSecret:
+		err = x.secretArgs(m, &a)
+		return a, err
+	case dag.MountCache:
+		if a.Cache, err = x.cachePath(op, i); err != nil {
+			return a, err
+		}
 	}
 	v, ok := x.plans.Load(mountID{op, i})
 	if !ok {
@@ -232,17 +231,24 @@ func (x *Executor) mountArgs(ctx context.Context, op *dag.Run, i int, in []cache
 	}
 	plan := v.(*mountPlan)
 	a.Real, a.IsDir, a.Hidden = plan.m.Real, plan.m.Type == snapshot.Dir, plan.hidden
-	var err error
 	a.From, err = x.fromRef(ctx, m.From, in)
 	return a, err
 }
 
-// mountAll makes the step's mounts, sorted by target as BuildKit has them: what is mounted below another mount shows whatever the
-// Dockerfile's order is. Locked caches are taken first, sorted by id, so that two steps never wait for each other.
-func (s *step) mountAll(ctx context.Context, mounts []mountArgs) error {
-	if err := s.lockCaches(ctx, mounts); err != nil {
-		return err
+// secretArgs reads a secret. One that is missing is skipped unless it is required.
+func (x *Executor) secretArgs(m dag.Mount, a *mountArgs) (err error) {
+	if x.o.Secret != nil {
+		a.Secret, a.Given, err = x.o.Secret(m.ID)
 	}
+	if err == nil && !a.Given && m.Required {
+		err = &MissingError{Err: fmt.Errorf("secret %s: not found", m.ID), Remedy: fmt.Sprintf("give it with --secret id=%s,src=FILE or --secret id=%s,env=VARIABLE", m.ID, m.ID)}
+	}
+	return err
+}
+
+// mountAll makes the step's mounts, sorted by target as BuildKit has them: what is mounted below another mount shows whatever the
+// Dockerfile's order is.
+func (s *step) mountAll(ctx context.Context, mounts []mountArgs) error {
 	mounts = slices.Clone(mounts)
 	slices.SortStableFunc(mounts, func(a, b mountArgs) int { return strings.Compare(a.M.Target, b.M.Target) })
 	for _, m := range mounts {
@@ -263,6 +269,8 @@ func (s *step) mount(ctx context.Context, m mountArgs) error {
 		return s.tmpfs(m)
 	case dag.MountSecret:
 		return s.secret(m)
+	case dag.MountSSH:
+		return s.agent(m)
 	}
 	return fmt.Errorf("unknown type of mount %q", m.M.Type)
 }
@@ -571,183 +579,14 @@ func (s *step) secret(m mountArgs) error {
 	if err := s.show(m.M.Target, m.Secret, mode); err != nil {
 		return err
 	}
-	uid, gid := m.UID.or(0), m.GID.or(0)
+	uid, gid := s.owner(m)
+	return os.Chown(s.mounts[len(s.mounts)-1].Source, uid, gid)
+}
+
+// owner is whose a mount is: with one id, that one's.
+func (s *step) owner(m mountArgs) (uid, gid int) {
 	if s.w.setup.Single {
-		uid, gid = 0, 0
+		return 0, 0
 	}
-	return os.Chown(s.mounts[len(s.mounts)-1].Source, int(uid), int(gid))
-}
-
-// A cacheDir is a locked cache directory: <state>/exec/mounts/<map>/<hash of the id>/<n>.
-type cacheDir struct {
-	path string
-	lock *os.File
-}
-
-// stricter is what two mounts of one cache in one step share it by: each of them can do what the other may.
-func stricter(a, b string) string {
-	for _, s := range []string{dag.SharingLocked, dag.SharingPrivate} {
-		if a == s || b == s {
-			return s
-		}
-	}
-	return dag.SharingShared
-}
-
-// lockCaches takes the locks of all cache mounts that want one.
-func (s *step) lockCaches(ctx context.Context, mounts []mountArgs) error {
-	var ids []string
-	sharing := map[string]string{}
-	for _, m := range mounts {
-		if m.M.Type != dag.MountCache {
-			continue
-		}
-		if sharing[m.M.ID] == "" {
-			ids = append(ids, m.M.ID)
-		}
-		sharing[m.M.ID] = stricter(sharing[m.M.ID], m.M.Sharing)
-	}
-	sort.Strings(ids)
-	for _, id := range ids {
-		d, err := s.w.openCache(ctx, id, sharing[id])
-		if err != nil {
-			return fmt.Errorf("cache mount %q: %w", id, err)
-		}
-		s.caches[id] = d
-		s.later(func() error { return d.lock.Close() })
-	}
-	return nil
-}
-
-// openCache makes and locks a cache's directory. The id is hashed: it never becomes a path. Shared caches are locked shared, so that
-// pruning (which locks exclusively) never takes one away; private ones use the first copy that is free.
-func (w *world) openCache(ctx context.Context, id, sharing string) (*cacheDir, error) {
-	sum := sha256.Sum256([]byte(id))
-	base := path.Join("/state/mounts", w.setup.Map, hex.EncodeToString(sum[:16]))
-	if err := os.MkdirAll(base, 0o755); err != nil {
-		return nil, err
-	}
-	if err := os.WriteFile(path.Join(base, "id"), []byte(id), 0o644); err != nil {
-		return nil, err
-	}
-	how := unix.LOCK_EX
-	if sharing == dag.SharingShared || sharing == "" {
-		how = unix.LOCK_SH
-	}
-	for n := 0; ; n++ {
-		dir := path.Join(base, fmt.Sprint(n))
-		f, err := lockFile(ctx, dir+".lock", how, sharing != dag.SharingPrivate)
-		if err != nil {
-			return nil, err
-		}
-		if f != nil {
-			return &cacheDir{path: dir, lock: f}, nil
-		}
-		// a private cache that is in use: the next copy
-	}
-}
-
-// lockFile locks a file, which it makes; nil if it is locked by another and wait is false. Who pruned the cache meanwhile has removed
-// the file that was waited for.
-func lockFile(ctx context.Context, name string, how int, wait bool) (*os.File, error) {
-	for {
-		f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE, 0o644)
-		if err != nil {
-			return nil, err
-		}
-		ok, err := flock(ctx, f, how, wait)
-		if err != nil || !ok {
-			f.Close()
-			return nil, err
-		}
-		mine, err1 := f.Stat()
-		named, err2 := os.Stat(name)
-		if err1 == nil && err2 == nil && os.SameFile(mine, named) {
-			return f, nil
-		}
-		f.Close()
-		if err := os.MkdirAll(path.Dir(name), 0o755); err != nil {
-			return nil, err
-		}
-	}
-}
-
-// flock takes a lock, waiting for it if asked, until ctx ends.
-func flock(ctx context.Context, f *os.File, how int, wait bool) (bool, error) {
-	for pause := time.Millisecond; ; pause = min(2*pause, 100*time.Millisecond) {
-		err := unix.Flock(int(f.Fd()), how|unix.LOCK_NB)
-		if err == nil {
-			return true, nil
-		}
-		if !errors.Is(err, unix.EWOULDBLOCK) {
-			return false, fmt.Errorf("lock %s: %w", filepath.Base(f.Name()), err)
-		}
-		if !wait {
-			return false, nil
-		}
-		select {
-		case <-ctx.Done():
-			return false, context.Cause(ctx)
-		case <-time.After(pause):
-		}
-	}
-}
-
-// cache shows a cache directory, made on first use with the mount's owner and mode, and filled from its source if it has one.
-func (s *step) cache(ctx context.Context, m mountArgs) error {
-	d := s.caches[m.M.ID]
-	if err := s.fillCache(ctx, d, m); err != nil {
-		return err
-	}
-	if err := s.point(m.M.Target, true, d.path); err != nil {
-		return err
-	}
-	s.mounts = append(s.mounts, sandbox.Mount{Type: "bind", Source: d.path, Target: m.M.Target, ReadOnly: m.M.ReadOnly, NoDev: true})
-	return nil
-}
-
-func (s *step) fillCache(ctx context.Context, d *cacheDir, m mountArgs) error {
-	uid, gid := m.UID.or(0), m.GID.or(0)
-	if s.w.setup.Single {
-		uid, gid = 0, 0
-	}
-	if _, err := os.Lstat(d.path); errors.Is(err, os.ErrNotExist) {
-		if err := s.newCache(ctx, d, m); err != nil {
-			return err
-		}
-	}
-	if !m.Mode.Given && !m.UID.Given && !m.GID.Given {
-		return nil
-	}
-	// Ownership is the mount's, not the cache's: it is applied each time.
-	if err := os.Chown(d.path, int(uid), int(gid)); err != nil {
-		return err
-	}
-	return unix.Chmod(d.path, m.Mode.or(0o755)&0o7777)
-}
-
-// newCache makes a cache directory by rename, so that one that was being filled when a build died is not taken for whole. One step makes
-// it, others that share it wait: a directory that is in use must not be replaced.
-func (s *step) newCache(ctx context.Context, d *cacheDir, m mountArgs) error {
-	making, err := lockFile(ctx, d.path+".making", unix.LOCK_EX, true)
-	if err != nil {
-		return err
-	}
-	defer making.Close()
-	if _, err := os.Lstat(d.path); err == nil {
-		return nil
-	}
-	tmp := d.path + ".tmp"
-	if err := os.RemoveAll(tmp); err != nil {
-		return err
-	}
-	if err := os.Mkdir(tmp, 0o755); err != nil {
-		return err
-	}
-	if m.From.Context != nil || m.From.Name != "" {
-		if _, err := s.copyFrom(ctx, m, tmp); err != nil {
-			return errors.Join(err, os.RemoveAll(tmp))
-		}
-	}
-	return os.Rename(tmp, d.path)
+	return int(m.UID.or(0)), int(m.GID.or(0))
 }

@@ -66,18 +66,22 @@ type setupReply struct {
 
 // call starts the inner process if need be and calls one of its methods.
 func (x *Executor) call(ctx context.Context, method string, args, reply any, files ...*os.File) error {
+	out, err := x.callFiles(ctx, method, args, reply, files...)
+	closeAll(out)
+	return err
+}
+
+// callFiles is call for methods that answer with descriptors.
+func (x *Executor) callFiles(ctx context.Context, method string, args, reply any, files ...*os.File) ([]*os.File, error) {
 	p, err := x.process(ctx)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	out, err := p.conn.Call(ctx, method, args, reply, files...)
-	for _, f := range out {
-		f.Close()
-	}
 	if errors.Is(err, inner.ErrDied) && ctx.Err() == nil {
-		return p.died()
+		return nil, p.died()
 	}
-	return fromWire(err)
+	return out, fromWire(err)
 }
 
 // process starts the inner process once.
@@ -195,12 +199,17 @@ func (x *Executor) setUp(ctx context.Context, p *process) error {
 		if err := makeMapDir(filepath.Join(x.o.State, dir), m); err != nil {
 			return err
 		}
-		f, err := x.share(&d)
+		f, err := x.share(&d, unix.O_DIRECTORY)
 		if err != nil {
 			return err
 		}
 		s.Dirs, files = append(s.Dirs, d), append(files, f)
 	}
+	hosts, opened, err := x.shareHost()
+	if err != nil {
+		return err
+	}
+	s.Dirs, files = append(s.Dirs, hosts...), append(files, opened...)
 	for name, c := range x.o.Contexts {
 		d := sharedDir{At: contextDir(name), Path: c.Path, ReadOnly: true}
 		f, err := x.shareContext(ctx, c, &d, m)
@@ -230,24 +239,24 @@ func weaker(m userns.Mapping) string {
 // contextDir is where the inner process shows a context. Names are encoded, since people choose them.
 func contextDir(name string) string { return "ctx/" + hexName(name) }
 
-// share opens a directory for the inner process.
+// share opens a directory for the inner process; with kind 0 it may also be a file.
 //
 // The caller's own root cannot let the mapped ids in by path: the directory may lie below others that are closed to them. It hands over
 // a detached mount instead.
-func (x *Executor) share(d *sharedDir) (*os.File, error) {
+func (x *Executor) share(d *sharedDir, kind int) (*os.File, error) {
 	if os.Geteuid() == 0 {
-		if f, err := cloneMount(d.Path); f != nil || err != nil {
+		if f, err := cloneMount(d.Path, kind); f != nil || err != nil {
 			d.Mount = true
 			return f, err
 		}
 	}
-	return os.OpenFile(d.Path, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	return os.OpenFile(d.Path, unix.O_PATH|kind|unix.O_CLOEXEC, 0)
 }
 
 // shareContext opens a context. Root's is idmapped, so that container ids can read what the caller can (Linux 5.12); where the file system
 // cannot do that, it is copied.
 func (x *Executor) shareContext(ctx context.Context, c *Context, d *sharedDir, m userns.Mapping) (*os.File, error) {
-	f, err := x.share(d)
+	f, err := x.share(d, unix.O_DIRECTORY)
 	if err != nil || !d.Mount {
 		return f, err
 	}
@@ -263,7 +272,7 @@ func (x *Executor) shareContext(ctx context.Context, c *Context, d *sharedDir, m
 	if d.Path, err = x.copyContext(ctx, c, m); err != nil {
 		return nil, err
 	}
-	if f, err = x.share(d); err != nil || !d.Mount {
+	if f, err = x.share(d, unix.O_DIRECTORY); err != nil || !d.Mount {
 		return f, err
 	}
 	// The inner process makes read-only what it mounts itself; this comes mounted.
@@ -294,11 +303,11 @@ func idmap(f *os.File, m userns.Mapping) (bool, error) {
 // readOnly is what contexts are mounted with.
 const readOnly = unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NODEV | unix.MOUNT_ATTR_NOSUID
 
-// cloneMount opens a directory as a detached mount of its own; nil where that is forbidden (root in a container may lack the right).
-func cloneMount(path string) (*os.File, error) {
+// cloneMount opens a directory, or with kind 0 anything, as a detached mount of its own; nil where that is forbidden (root in a container may lack the right).
+func cloneMount(path string, kind int) (*os.File, error) {
 	// Root follows no link: whoever owns a directory on the way could have put it there.
 	at, err := unix.Openat2(unix.AT_FDCWD, path, &unix.OpenHow{
-		Flags: unix.O_PATH | unix.O_DIRECTORY | unix.O_CLOEXEC, Resolve: unix.RESOLVE_NO_SYMLINKS,
+		Flags: uint64(unix.O_PATH | kind | unix.O_CLOEXEC), Resolve: unix.RESOLVE_NO_SYMLINKS,
 	})
 	if err != nil {
 		return nil, &os.PathError{Op: "open", Path: path, Err: err}

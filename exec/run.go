@@ -40,16 +40,18 @@ func (x *Executor) runKey(ctx context.Context, h *cache.Hash, op *dag.Run, in []
 			return err
 		}
 	}
-	return nil
+	return x.deviceKey(h, op)
 }
 
-// runArgs is a step on the wire. The file that comes with it takes what the step prints.
+// runArgs is a step on the wire. The first file that comes with it takes what the step prints; if there are others, they are sockets of
+// agents, and what is written to once these listen.
 type runArgs struct {
 	Op       *dag.Run
 	ProxyEnv []string
 	Hosts    []dag.Host
 	Base     snapshot.Name
 	Mounts   []mountArgs
+	Devices  deviceArgs
 }
 
 func (x *Executor) run(ctx context.Context, op *dag.Run, platform string, in []cache.Output, log io.Writer) (cache.Output, []cache.Warning, error) {
@@ -60,16 +62,23 @@ func (x *Executor) run(ctx context.Context, op *dag.Run, platform string, in []c
 	if err := x.materialize(ctx, base); err != nil {
 		return "", nil, err
 	}
-	a := runArgs{Op: op, ProxyEnv: op.ProxyEnv, Hosts: op.Hosts, Base: base}
+	devices, err := x.deviceArgs(op)
+	if err != nil {
+		return "", nil, err
+	}
+	a := runArgs{Op: op, ProxyEnv: op.ProxyEnv, Hosts: op.Hosts, Base: base, Devices: devices}
+	var lent agents
 	for i := range op.Mounts {
-		m, err := x.mountArgs(ctx, op, i, in)
+		m, err := x.mountArgs(ctx, op, i, in, &lent)
 		if err != nil {
+			closeAll(lent.sockets)
 			return "", nil, err
 		}
 		a.Mounts = append(a.Mounts, m)
 	}
 	r, wr, err := outputPipe()
 	if err != nil {
+		closeAll(lent.sockets)
 		return "", nil, err
 	}
 	printed, end := make(chan error, 1), &ending{w: log}
@@ -78,7 +87,9 @@ func (x *Executor) run(ctx context.Context, op *dag.Run, platform string, in []c
 		printed <- err
 	}()
 	var out snapshot.Name
-	err = x.call(ctx, "run", gobbed[runArgs]{a}, &out, wr)
+	err = lent.during(ctx, func(files []*os.File) error {
+		return x.call(ctx, "run", gobbed[runArgs]{a}, &out, append([]*os.File{wr}, files...)...)
+	})
 	// The inner process's end is closed with the step, so that the copy ends when the last byte has been read.
 	wr.Close()
 	<-printed
@@ -105,19 +116,22 @@ func outputPipe() (r, w *os.File, err error) {
 // run is the step itself, in the inner process.
 func (w *world) run(ctx context.Context, g gobbed[runArgs], files []*os.File) (snapshot.Name, error) {
 	a := g.v
-	if len(files) != 1 {
-		return "", fmt.Errorf("run came with %d descriptors", len(files))
+	if len(files) == 0 {
+		return "", errors.New("run came without descriptors")
 	}
 	active, err := w.snaps.Prepare(ctx, a.Base)
 	if err != nil {
 		return "", err
 	}
 	defer active.Discard()
-	s, err := w.newStep(ctx, a, active)
+	s, err := w.newStep(ctx, a, active, files[1:])
 	if err != nil {
 		return "", err
 	}
 	defer s.release()
+	if err := listening(files[1:]); err != nil {
+		return "", err
+	}
 	spec, err := s.spec(a, files[0])
 	if err != nil {
 		return "", err
@@ -149,13 +163,15 @@ type step struct {
 	// parents are the directories that were made for the step, by number.
 	parents map[string]uint64
 	over    []cover
-	caches  map[string]*cacheDir
 	user    *user.ExecUser
-	undo    []func() error
+	sockets []*os.File
+	// groups are those that devices bring.
+	groups []uint32
+	undo   []func() error
 }
 
-func (w *world) newStep(ctx context.Context, a runArgs, active *snapshot.Active) (*step, error) {
-	s := &step{w: w, id: fmt.Sprintf("step-%d", w.steps.Add(1)), caches: map[string]*cacheDir{}}
+func (w *world) newStep(ctx context.Context, a runArgs, active *snapshot.Active, sockets []*os.File) (*step, error) {
+	s := &step{w: w, id: fmt.Sprintf("step-%d", w.steps.Add(1)), sockets: sockets}
 	s.dir = path.Join("/run", s.id)
 	if err := os.MkdirAll(s.dir, 0o700); err != nil {
 		return nil, err
@@ -200,6 +216,9 @@ func (s *step) prepare(ctx context.Context, a runArgs) error {
 		return err
 	}
 	if err := s.script(a.Op); err != nil {
+		return err
+	}
+	if err := s.devices(a.Devices); err != nil {
 		return err
 	}
 	return s.mountAll(ctx, a.Mounts)
@@ -293,6 +312,7 @@ func (s *step) spec(a runArgs, out *os.File) (sandbox.Spec, error) {
 	for _, g := range u.Sgids {
 		spec.Groups = append(spec.Groups, uint32(g))
 	}
+	spec.Groups = append(spec.Groups, s.groups...)
 	return spec, s.checkIDs(&spec, a.Op.User)
 }
 

@@ -24,6 +24,7 @@ import (
 //	/state/mounts     cache mounts
 //	/ctx/<name>       contexts, read-only
 //	/proc /sys /dev   for the sandboxes
+//	/device/<n>       what devices need of the host
 //	/run              secrets, scripts, libcontainer's state: a tmpfs
 type world struct {
 	setup setup
@@ -44,6 +45,7 @@ func Serve(broken error) error {
 	defer w.close()
 	return inner.Serve(os.NewFile(3, "calls"), map[string]inner.Handler{
 		"setup":   w.setUp,
+		"lock":    w.lock,
 		"run":     handle(w.run),
 		"copy":    handle(w.copy),
 		"fetched": handle(w.fetched),
@@ -152,13 +154,28 @@ type detached struct {
 
 func (m detached) attach(root string) error {
 	target := filepath.Join(root, m.at)
-	if err := os.MkdirAll(target, 0o755); err != nil {
+	if err := m.point(target); err != nil {
 		return err
 	}
 	if err := unix.MoveMount(m.fd, "", unix.AT_FDCWD, target, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
 		return fmt.Errorf("attach /%s: %w", m.at, err)
 	}
 	return nil
+}
+
+// point makes a directory, or a file, to attach to.
+func (m detached) point(target string) error {
+	var st unix.Stat_t
+	if err := unix.Fstat(m.fd, &st); err != nil {
+		return err
+	}
+	if st.Mode&unix.S_IFMT == unix.S_IFDIR {
+		return os.MkdirAll(target, 0o755)
+	}
+	if err := os.MkdirAll(filepath.Dir(target), 0o755); err != nil {
+		return err
+	}
+	return os.WriteFile(target, nil, 0o600)
 }
 
 // collect takes hold of every mount of the new root while the old one is still there.

@@ -21,6 +21,7 @@ import (
 	"img/dag/dockerfile"
 	"img/engine"
 	"img/exec"
+	"img/exec/cdi"
 	"img/exec/fetch"
 	"img/registry/image"
 )
@@ -47,6 +48,10 @@ type build struct {
 	ignore *dockerfile.Ignore
 	// found are warnings about contexts, which the Dockerfile's check directives may silence.
 	found []dockerfile.Warning
+	// endAgent ends the agent that listens for git, if one does.
+	endAgent func()
+	// devices are what the names of devices in the plan stand for.
+	devices map[string][]*cdi.Device
 	// logs holds what steps print, if it is much.
 	logs       string
 	removeLogs func() error
@@ -90,6 +95,9 @@ func (c *BuildCmd) Run(ctx context.Context, g *Globals) error {
 }
 
 func (b *build) close() {
+	if b.endAgent != nil {
+		b.endAgent()
+	}
 	for _, c := range b.contexts {
 		c.Close()
 	}
@@ -243,7 +251,7 @@ func (b *build) options(ctx context.Context, platform string) dockerfile.Options
 		Annotations: b.r.Annotations, Platform: platform, BuildPlatform: b.r.Host, PlatformImplied: b.r.Implied,
 		ProxyArgs: proxies(b.g.getenv),
 		NoCache:   b.c.NoCache, NoCacheStages: b.r.NoCacheStage,
-		Network: b.r.Network, Hosts: b.r.Hosts, Insecure: b.r.Insecurely,
+		Network: b.r.Network, Hosts: b.r.Hosts, Insecure: b.r.Insecurely, Devices: b.r.Devices,
 		Compression: b.compression(), Docker: b.r.Docker,
 		Epoch: b.r.Epoch, RewriteTimes: b.r.RewriteTimes,
 		Image:    b.wantsImage(),
@@ -316,6 +324,9 @@ func (b *build) targets() []dag.ID {
 
 // make solves the plan and writes the results.
 func (b *build) make(ctx context.Context) error {
+	if err := b.resolveDevices(); err != nil {
+		return err
+	}
 	display := b.newDisplay(b.loads.shown)
 	x, outs, err := b.solve(ctx, display)
 	display.Close()
@@ -347,7 +358,8 @@ func (b *build) newDisplay(shown int) *progress.Display {
 func (b *build) solve(ctx context.Context, display *progress.Display) (*exec.Executor, map[dag.ID]cache.Output, error) {
 	for {
 		x := b.s.executor(b.g, exec.Options{
-			Contexts: b.contexts, Base: b.bases, Fetch: b.web(), Secret: b.secret, ResolvConf: resolvConf(), Note: display.Note,
+			Contexts: b.contexts, Base: b.bases, Fetch: b.web(), Secret: b.secret, Agents: b.r.Agents, Devices: b.devices,
+			ResolvConf: resolvConf(), Note: display.Note,
 		})
 		outs, err := engine.Solve(ctx, b.plan.Graph, b.targets(), x, engine.Options{
 			Cache: b.s.records, Jobs: b.c.Jobs, Observe: b.observe(display), Boot: bootID(), Refuse: b.refuse(),

@@ -20,6 +20,8 @@ import (
 	"img/cmd/img/progress"
 	"img/dag"
 	"img/dag/dockerfile"
+	"img/exec/cdi"
+	"img/exec/sshagent"
 )
 
 // BuildCmd is `img build`.
@@ -52,12 +54,15 @@ type BuildCmd struct {
 	NoCache       bool     `group:"Cache" help:"Run every step."`
 	NoCacheFilter []string `group:"Cache" placeholder:"STAGE" help:"Run every step of a stage."`
 
-	Secret    []string `sep:"none" group:"RUN" placeholder:"SPEC" help:"Secret for RUN --mount=type=secret: id=ID[,src=FILE|,env=VAR][,type=file|env]."`
-	Network   string   `group:"RUN" placeholder:"MODE" help:"Network of RUN: default, host, none."`
-	AddHost   []string `sep:"none" group:"RUN" placeholder:"NAME:IP" help:"Add a line to RUN's /etc/hosts."`
-	Allow     []string `group:"RUN" placeholder:"NAME" help:"Grant an entitlement: security.insecure (network.host needs none)."`
-	Isolation string   `group:"RUN" placeholder:"TIER" help:"Sandbox tier: auto."`
-	Jobs      int      `group:"RUN" placeholder:"N" help:"How many steps run at once (default: all that are ready)."`
+	Secret     []string `sep:"none" group:"RUN" placeholder:"SPEC" help:"Secret for RUN --mount=type=secret: id=ID[,src=FILE|,env=VAR][,type=file|env]."`
+	SSH        []string `sep:"none" name:"ssh" group:"RUN" placeholder:"SPEC" help:"Agent for RUN --mount=type=ssh: default, ID, or ID=SOCKET|KEY[,KEY]."`
+	Network    string   `group:"RUN" placeholder:"MODE" help:"Network of RUN: default, host, none."`
+	AddHost    []string `sep:"none" group:"RUN" placeholder:"NAME:IP" help:"Add a line to RUN's /etc/hosts."`
+	Allow      []string `sep:"none" group:"RUN" placeholder:"NAME" help:"Grant an entitlement: security.insecure, device[=NAME] (network.host needs none)."`
+	Device     []string `sep:"none" group:"RUN" placeholder:"DEVICE" help:"Give every RUN a device: a CDI name, or a node as HOST[:PATH[:rwm]]."`
+	CDISpecDir []string `name:"cdi-spec-dir" group:"RUN" placeholder:"DIR" help:"Where CDI specifications are (default: /etc/cdi, /var/run/cdi, /etc/buildkit/cdi)."`
+	Isolation  string   `group:"RUN" placeholder:"TIER" help:"Sandbox tier: auto."`
+	Jobs       int      `group:"RUN" placeholder:"N" help:"How many steps run at once (default: all that are ready)."`
 
 	Progress  string    `group:"Looking" placeholder:"MODE" help:"auto, tty, plain or quiet."`
 	NoConsole bool      `group:"Looking" help:"The same as --progress=plain."`
@@ -97,7 +102,6 @@ type unservedFlags struct {
 	CPUShares    string   `hidden:"" short:"c" name:"cpu-shares"`
 	CpusetCpus   string   `hidden:"" name:"cpuset-cpus"`
 	CpusetMems   string   `hidden:"" name:"cpuset-mems"`
-	Device       []string `sep:"none" hidden:""`
 	DNS          []string `sep:"none" hidden:"" name:"dns"`
 	DNSOption    []string `sep:"none" hidden:"" name:"dns-option"`
 	DNSSearch    []string `sep:"none" hidden:"" name:"dns-search"`
@@ -116,7 +120,6 @@ type unservedFlags struct {
 	ShmSize      string   `hidden:""`
 	Squash       bool     `hidden:""`
 	SquashAll    bool     `hidden:""`
-	SSH          []string `sep:"none" hidden:"" name:"ssh"`
 	Trace        string   `hidden:""`
 	Ulimit       []string `sep:"none" hidden:""`
 	Volume       []string `short:"v" sep:"none" hidden:""`
@@ -138,7 +141,6 @@ var unserved = map[string]string{
 	"cpu-shares":     "RUN steps are not put into cgroups",
 	"cpuset-cpus":    "RUN steps are not put into cgroups",
 	"cpuset-mems":    "RUN steps are not put into cgroups",
-	"device":         "devices cannot be given to RUN",
 	"dns":            "RUN uses the host's resolver",
 	"dns-option":     "RUN uses the host's resolver",
 	"dns-search":     "RUN uses the host's resolver",
@@ -157,7 +159,6 @@ var unserved = map[string]string{
 	"shm-size":       "/dev/shm has 64 MiB",
 	"squash":         "layers cannot be squashed yet",
 	"squash-all":     "layers cannot be squashed yet",
-	"ssh":            "ssh agents cannot be forwarded yet",
 	"trace":          "traces cannot be written yet",
 	"ulimit":         "limits of RUN cannot be changed",
 	"volume":         "directories cannot be mounted into RUN; use RUN --mount=type=bind",
@@ -301,6 +302,14 @@ type buildRequest struct {
 	Strict bool
 	// Insecurely allows RUN --security=insecure.
 	Insecurely bool
+	// Agents are the ssh agents of --ssh, by id.
+	Agents map[string]*sshagent.Agent
+	// Devices are those of --device, for every RUN: names of CDI, and nodes of the host as they were written, which Nodes has.
+	Devices []dag.Device
+	Nodes   map[string]cdi.Node
+	// Grants are the devices that steps may have; CDIDirs is where they are described, if not in the usual places.
+	Grants  cdi.Grants
+	CDIDirs []string
 }
 
 // request checks the options and says what they mean. It reads the environment and nothing else.
@@ -685,7 +694,7 @@ func (c *BuildCmd) times(r *buildRequest, g *Globals) error {
 	return nil
 }
 
-func (c *BuildCmd) sandbox(r *buildRequest, _ *Globals) (err error) {
+func (c *BuildCmd) sandbox(r *buildRequest, g *Globals) (err error) {
 	switch c.Network {
 	case "", "default":
 	case "none", "host":
@@ -702,19 +711,20 @@ func (c *BuildCmd) sandbox(r *buildRequest, _ *Globals) (err error) {
 	default:
 		return usagef("--isolation %s is not served: the sandbox is the strongest this host allows (auto)", c.Isolation)
 	}
-	for _, a := range c.Allow {
-		switch a {
-		case "security.insecure":
-			r.Insecurely = true
-		case "network.host": // RUN has it anyway
-		default:
-			return usagef("--allow %s is not served: there are security.insecure and network.host", a)
-		}
+	if err := r.allow(c.Allow); err != nil {
+		return err
 	}
+	if err := r.parseDevices(c.Device); err != nil {
+		return err
+	}
+	r.CDIDirs = c.CDISpecDir
 	if c.Jobs < 0 {
 		return usagef("--jobs must not be negative")
 	}
 	if r.Hosts, err = parseHosts(c.AddHost); err != nil {
+		return err
+	}
+	if r.Agents, err = parseAgents(c.SSH, g.getenv); err != nil {
 		return err
 	}
 	r.Secrets, err = parseSecrets(c.Secret)
@@ -733,7 +743,7 @@ func parseHosts(list []string) ([]dag.Host, error) {
 			return nil, usagef("--add-host %q: the form is NAME:IP", s)
 		}
 		if ip == "host-gateway" {
-			return nil, usagef("--add-host %s: there is no host-gateway: RUN shares the host's network, use 127.0.0.1", s)
+			ip = "127.0.0.1" // RUN shares the host's network
 		}
 		addr, err := netip.ParseAddr(strings.TrimSuffix(strings.TrimPrefix(ip, "["), "]"))
 		if err != nil {

@@ -250,6 +250,7 @@ func indent(line string, columns int) string {
 func hint(err error, g *Globals) string {
 	var known *coded
 	var host *userns.Error
+	var missing *exec.MissingError
 	var bad *dockerfile.Error
 	var gone *exec.NotFoundError
 	var unfetched *fetch.Error
@@ -260,6 +261,8 @@ func hint(err error, g *Globals) string {
 		return known.hint
 	case errors.As(err, &host):
 		return host.Remedy
+	case errors.As(err, &missing):
+		return missing.Remedy
 	case isDiskFull(err):
 		return diskHint(err, g)
 	case errors.As(err, &bad) && strings.HasPrefix(bad.Hint, "did you mean"):

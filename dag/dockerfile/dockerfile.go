@@ -70,6 +70,8 @@ type Options struct {
 	Network  string
 	Hosts    []dag.Host
 	Hostname string
+	// Devices are those of every RUN, before its own.
+	Devices []dag.Device
 	// Insecure allows RUN --security=insecure.
 	Insecure bool
 	// Compression of packed layers; "" means gzip. Docker chooses Docker's media types.

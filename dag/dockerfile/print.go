@@ -96,6 +96,9 @@ func details(op dag.Op) []string {
 		for _, m := range op.Mounts {
 			f = append(f, "mount=("+strings.Join(mountDetails(m), " ")+")")
 		}
+		for _, d := range op.Devices {
+			f = append(f, "device=("+strings.Join(fields("name", d.Name, "required", d.Required), " ")+")")
+		}
 		for _, h := range op.Hosts {
 			f = append(f, fmt.Sprintf("host=%s:%s", h.Name, h.IP))
 		}

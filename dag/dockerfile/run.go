@@ -22,9 +22,6 @@ const defaultHostname = "buildkitsandbox"
 const scriptDir = "/dev/pipes/"
 
 func (l *lowering) run(s *stage, c command, i *instructions.RunCommand) error {
-	if len(instructions.GetDevices(i)) > 0 {
-		return errors.New("RUN --device is not supported")
-	}
 	v := &dag.Vertex{}
 	in := inputs{v}
 	op := &dag.Run{Base: in.ref(s.files), Env: s.env.list(), ProxyEnv: l.proxy, Dir: "/", User: s.config.User,
@@ -32,6 +29,10 @@ func (l *lowering) run(s *stage, c command, i *instructions.RunCommand) error {
 	v.Op = op
 	if s.config.WorkingDir != "" {
 		op.Dir = s.config.WorkingDir
+	}
+	op.Devices = slices.Clone(l.o.Devices)
+	for _, d := range instructions.GetDevices(i) {
+		op.Devices = append(op.Devices, dag.Device{Name: d.Name, Required: d.Required})
 	}
 	if instructions.GetSecurity(i) == instructions.SecurityInsecure {
 		if !l.o.Insecure {
@@ -112,6 +113,15 @@ func firstLine(text string) string {
 		line += "..."
 	}
 	return line
+}
+
+// ParseDevice reads a device as RUN --device has it: [name=]NAME[,required[=BOOL]].
+func ParseDevice(s string) (dag.Device, error) {
+	d, err := instructions.ParseDevice(s)
+	if err != nil {
+		return dag.Device{}, err
+	}
+	return dag.Device{Name: d.Name, Required: d.Required}, nil
 }
 
 func (l *lowering) hostname() string {
@@ -237,10 +247,13 @@ func (l *lowering) fileMount(s *stage, c command, out *dag.Mount, m *instruction
 		return fmt.Errorf("cannot mount from stage %q to %q, stage needs to be defined before current command", m.From, m.Target)
 	}
 	out.Source = path.Join("/", m.Source)
+	seeded := m.From != ""
 	if m.Type == instructions.MountTypeCache {
-		l.cacheMount(out, m)
+		if seeded, err = l.cacheMount(out, m); err != nil {
+			return err
+		}
 	}
-	if m.From != "" {
+	if seeded {
 		if out.From, err = l.source(s, from, &c, in); err != nil {
 			return err
 		}
@@ -250,7 +263,9 @@ func (l *lowering) fileMount(s *stage, c command, out *dag.Mount, m *instruction
 	return l.placeMount(s, out, m)
 }
 
-func (l *lowering) cacheMount(out *dag.Mount, m *instructions.Mount) {
+// cacheMount reports whether a cache begins with what its from has. A mode or an owner makes it an empty directory instead, unless a source
+// is given, which then has its own.
+func (l *lowering) cacheMount(out *dag.Mount, m *instructions.Mount) (seeded bool, err error) {
 	if out.ID = m.CacheID; out.ID == "" {
 		out.ID = path.Clean(m.Target)
 	}
@@ -260,6 +275,14 @@ func (l *lowering) cacheMount(out *dag.Mount, m *instructions.Mount) {
 	if out.Sharing = string(m.CacheSharing); out.Sharing == "" {
 		out.Sharing = dag.SharingShared
 	}
+	switch {
+	case out.Source == "/":
+		return m.From != "" && m.Mode == nil && m.UID == nil && m.GID == nil, nil
+	case m.From == "":
+		return false, fmt.Errorf("the cache mount at %q has source %q, but from= does not say of what: a new cache is empty", m.Target, m.Source)
+	}
+	out.Mode, out.UID, out.GID = nil, nil, nil
+	return true, nil
 }
 
 func (l *lowering) placeMount(s *stage, out *dag.Mount, m *instructions.Mount) error {

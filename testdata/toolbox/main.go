@@ -12,6 +12,7 @@ import (
 )
 
 var tools = map[string]func(args []string) error{
+	"agent":   agent,
 	"layers":  layers,
 	"odd":     odd,
 	"socket":  socket,
