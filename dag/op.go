@@ -209,11 +209,16 @@ const (
 	Zstd         = "zstd"
 )
 
-// Pack makes a layer blob of the changes that one step made.
+// Pack makes a layer blob of the changes that one step made, or several together.
 type Pack struct {
 	// Of is the step whose changes are packed: a Run, Copy or Mkdir.
-	Of          Ref    `json:"of"`
-	Compression string `json:"compression"`
+	Of Ref `json:"of"`
+	// Squash packs what all steps from Above to Of made: Above is the vertex that the first of them was made on, Scratch for all there is.
+	Squash bool `json:"squash,omitempty"`
+	Above  Ref  `json:"above,omitempty"`
+	// FromContexts are, of the steps of a Squash, those with FromContext.
+	FromContexts []Ref  `json:"fromContexts,omitempty"`
+	Compression  string `json:"compression"`
 	// Docker makes Docker's media types instead of the OCI ones.
 	Docker bool `json:"docker,omitempty"`
 	// Epoch, if given, bounds the times in the layer: entries of a context get it, all others are clamped to it.
@@ -236,6 +241,8 @@ type Manifest struct {
 	// Docker makes Docker's media types.
 	Docker bool   `json:"docker,omitempty"`
 	Epoch  *int64 `json:"epoch,omitempty"`
+	// OmitHistory: the image has no history at all. Else layers without an entry get one.
+	OmitHistory bool `json:"omitHistory,omitempty"`
 	// Annotations of the manifest; Descriptor those of what names it: an entry of an index.
 	Annotations map[string]string `json:"annotations,omitempty"`
 	Descriptor  map[string]string `json:"descriptor,omitempty"`

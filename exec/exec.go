@@ -98,7 +98,7 @@ func (x *Executor) Tier() int {
 }
 
 // Versions of what each kind of step does. A number is raised whenever a result may differ from the one that an older img made.
-var semantics = map[string]int{"image": 1, "run": 3, "copy": 4, "http": 1, "git": 1, "mkdir": 2, "pack": 1, "manifest": 1, "index": 1}
+var semantics = map[string]int{"image": 1, "run": 3, "copy": 4, "http": 1, "git": 1, "mkdir": 2, "pack": 2, "manifest": 2, "index": 1}
 
 // Key implements engine.Executor.
 func (x *Executor) Key(ctx context.Context, v *dag.Vertex, in []cache.Output, h *cache.Hash) error {

@@ -116,10 +116,10 @@ func samples() map[string]dag.Op {
 		"git": &dag.Git{Remote: web().URL + "/r.git", Ref: "main", Subdir: "d", KeepGitDir: true, FetchByCommit: true,
 			Checksum: "0123456789012345678901234567890123456789"},
 		"mkdir": &dag.Mkdir{Base: 0, Path: "/p", User: "u"},
-		"pack":  &dag.Pack{Of: 0, Compression: dag.Gzip, Docker: true, Epoch: number64(1), FromContext: true},
+		"pack":  &dag.Pack{Of: 0, Squash: true, Above: 0, FromContexts: []dag.Ref{0}, Compression: dag.Gzip, Docker: true, Epoch: number64(1), FromContext: true},
 		"manifest": &dag.Manifest{Config: []byte("{}"), BaseHistory: 1, BaseLayers: []dag.Layer{{DiffID: "d", Digest: "g", Size: 1, MediaType: "m",
 			URLs: []string{"u"}}}, Packs: []dag.Ref{2}, Docker: true, Epoch: number64(1), Annotations: map[string]string{"k": "v"},
-			Descriptor: map[string]string{"k": "v"}},
+			OmitHistory: true, Descriptor: map[string]string{"k": "v"}},
 		"index": &dag.Index{Images: []dag.IndexImage{{Manifest: 4, Platform: "linux/arm64"}}, Docker: true,
 			Annotations: map[string]string{"k": "v"}, Descriptor: map[string]string{"k": "v"}},
 	}

@@ -33,6 +33,7 @@ func manifestKey(h *cache.Hash, op *dag.Manifest, in []cache.Output) error {
 	h.Line("base history", op.BaseHistory)
 	h.Line("docker", op.Docker)
 	h.Line("epoch", op.Epoch)
+	h.Line("omit history", op.OmitHistory)
 	annotationKeys(h, "annotation", op.Annotations)
 	annotationKeys(h, "descriptor", op.Descriptor)
 	for _, l := range op.BaseLayers {
@@ -72,11 +73,11 @@ func (x *Executor) manifest(ctx context.Context, op *dag.Manifest, in []cache.Ou
 	if err != nil {
 		return "", fmt.Errorf("configuration: %w", err)
 	}
-	setTimes(cfg, op)
-	layers, names, err := layersOf(op, in)
+	layers, names, times, err := layersOf(op, in)
 	if err != nil {
 		return "", err
 	}
+	settleHistory(cfg, op, times)
 	img, err := image.Assemble(cfg, layers, image.AssembleOptions{Docker: op.Docker, Annotations: op.Annotations, StartInterval: startInterval})
 	if err != nil {
 		return "", err
@@ -98,8 +99,8 @@ func (x *Executor) manifest(ctx context.Context, op *dag.Manifest, in []cache.Ou
 	return encode(Built{img.Descriptor, cd.Digest})
 }
 
-// layersOf returns the image's layers, and the snapshots that the packed ones were made of ("" for base layers).
-func layersOf(op *dag.Manifest, in []cache.Output) (layers []image.Layer, names []snapshot.Name, err error) {
+// layersOf returns the image's layers, the snapshots that the packed ones were made of ("" for base layers), and when those were packed.
+func layersOf(op *dag.Manifest, in []cache.Output) (layers []image.Layer, names []snapshot.Name, times []time.Time, err error) {
 	add := func(l dag.Layer, n snapshot.Name) error {
 		d, err := descriptor(l)
 		if err != nil {
@@ -111,19 +112,20 @@ func layersOf(op *dag.Manifest, in []cache.Output) (layers []image.Layer, names 
 	}
 	for _, l := range op.BaseLayers {
 		if err := add(l, ""); err != nil {
-			return nil, nil, err
+			return nil, nil, nil, err
 		}
 	}
 	for _, r := range op.Packs {
 		p, err := decode[packed](in[r])
 		if err != nil {
-			return nil, nil, err
+			return nil, nil, nil, err
 		}
+		times = append(times, time.Unix(p.Created, 0).UTC())
 		if err := add(p.Layer, p.Snapshot); err != nil {
-			return nil, nil, err
+			return nil, nil, nil, err
 		}
 	}
-	return layers, names, nil
+	return layers, names, times, nil
 }
 
 // alias notes which snapshots the image's ChainIDs name, so that FROM of this image finds its files.
@@ -137,18 +139,4 @@ func (x *Executor) alias(layers []image.Layer, names []snapshot.Name) error {
 		}
 	}
 	return nil
-}
-
-// setTimes fills in the times that lowering left open: SOURCE_DATE_EPOCH, or now.
-func setTimes(cfg *v1.ConfigFile, op *dag.Manifest) {
-	now := time.Now().UTC().Truncate(time.Second)
-	if op.Epoch != nil {
-		now = time.Unix(*op.Epoch, 0).UTC()
-	}
-	for i := op.BaseHistory; i < len(cfg.History); i++ {
-		if cfg.History[i].Created.IsZero() {
-			cfg.History[i].Created = v1.Time{Time: now}
-		}
-	}
-	cfg.Created = v1.Time{Time: now}
 }

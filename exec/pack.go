@@ -8,6 +8,8 @@ import (
 	"hash"
 	"io"
 	"os"
+	"slices"
+	"time"
 
 	"github.com/google/go-containerregistry/pkg/v1/types"
 	"github.com/klauspost/compress/zstd"
@@ -24,10 +26,18 @@ type packed struct {
 	Layer dag.Layer `json:"layer"`
 	// Snapshot is what was packed.
 	Snapshot snapshot.Name `json:"snapshot"`
+	// Created is when, in seconds since 1970: the time of the layer's entry in an image's history.
+	Created int64 `json:"created"`
 }
 
 func packKey(h *cache.Hash, op *dag.Pack, in []cache.Output) {
 	h.Line("of", string(name(op.Of, in)))
+	if op.Squash {
+		h.Line("squash", string(name(op.Above, in)))
+		for _, r := range op.FromContexts {
+			h.Line("step from a context", string(name(r, in)))
+		}
+	}
 	h.Line("compression", op.Compression)
 	h.Line("docker", op.Docker)
 	h.Line("epoch", op.Epoch)
@@ -52,6 +62,14 @@ type packArgs struct {
 	Compression string
 	Epoch       *int64
 	FromContext bool
+	// Squash, if given, packs all changes from it to Name.
+	Squash *squashArgs
+}
+
+type squashArgs struct {
+	Above snapshot.Name
+	// FromContexts are the snapshots whose entries come from a build context.
+	FromContexts []snapshot.Name
 }
 
 type packReply struct {
@@ -66,8 +84,18 @@ func (x *Executor) pack(ctx context.Context, op *dag.Pack, in []cache.Output) (c
 		return "", err
 	}
 	defer w.Discard()
+	a := packArgs{Name: n, Compression: op.Compression, Epoch: op.Epoch, FromContext: op.FromContext}
+	if op.Squash {
+		if err := x.materialize(ctx, n); err != nil {
+			return "", err
+		}
+		a.Squash = &squashArgs{Above: name(op.Above, in)}
+		for _, r := range op.FromContexts {
+			a.Squash.FromContexts = append(a.Squash.FromContexts, name(r, in))
+		}
+	}
 	var r packReply
-	if err := x.call(ctx, "pack", packArgs{n, op.Compression, op.Epoch, op.FromContext}, &r, w.File); err != nil {
+	if err := x.call(ctx, "pack", a, &r, w.File); err != nil {
 		return "", err
 	}
 	l := dag.Layer{DiffID: r.DiffID, Digest: r.Digest, Size: r.Size, MediaType: string(mediaType(op.Compression, op.Docker))}
@@ -78,7 +106,7 @@ func (x *Executor) pack(ctx context.Context, op *dag.Pack, in []cache.Output) (c
 	if err := w.Commit(d); err != nil {
 		return "", err
 	}
-	return encode(packed{l, n})
+	return encode(packed{l, n, time.Now().Unix()})
 }
 
 // mediaType is a layer's, as image-spec (layer.md) and Docker's schema 2 have it. Docker has none for zstd.
@@ -143,16 +171,11 @@ func (c *counter) digest() string { return "sha256:" + hex.EncodeToString(c.h.Su
 
 // pack writes a layer in one pass: tar, DiffID, compression, digest.
 func (w *world) pack(ctx context.Context, a packArgs, files []*os.File) (packReply, error) {
-	tree, err := w.snaps.Tree(a.Name)
+	c, err := w.changes(ctx, a)
 	if err != nil {
 		return packReply{}, err
 	}
-	defer tree.Close()
-	dir, err := w.snaps.Files(a.Name)
-	if err != nil {
-		return packReply{}, err
-	}
-	defer dir.Close()
+	defer c.close()
 	blob := newCounter(files[0])
 	z, err := Compressor(blob, a.Compression)
 	if err != nil {
@@ -161,11 +184,62 @@ func (w *world) pack(ctx context.Context, a packArgs, files []*os.File) (packRep
 	defer z.Close() // ends its goroutines where an error comes first; a second time it does nothing
 	diff := newCounter(z)
 	o := layer.WriteOptions{Epoch: a.Epoch, FromContext: a.FromContext}
-	if err := layer.Write(ctx, diff, tree.Each, dir, o); err != nil {
+	if err := layer.Write(ctx, diff, c.each, c.files, o); err != nil {
 		return packReply{}, err
 	}
 	if err := z.Close(); err != nil {
 		return packReply{}, err
 	}
 	return packReply{DiffID: diff.digest(), Digest: blob.digest(), Size: blob.n}, nil
+}
+
+// changes are a change set to be packed, with the directory that has its files.
+type changes struct {
+	each  func(func(snapshot.Entry) error) error
+	files *os.File
+	close func()
+}
+
+func (w *world) changes(ctx context.Context, a packArgs) (changes, error) {
+	if a.Squash != nil {
+		return w.squashed(ctx, a)
+	}
+	tree, err := w.snaps.Tree(a.Name)
+	if err != nil {
+		return changes{}, err
+	}
+	dir, err := w.snaps.Files(a.Name)
+	if err != nil {
+		tree.Close()
+		return changes{}, err
+	}
+	return changes{tree.Each, dir, func() { tree.Close(); dir.Close() }}, nil
+}
+
+// squashed are the changes of several steps. Their files are spread over as many directories, so that they are read from the whole.
+func (w *world) squashed(ctx context.Context, a packArgs) (changes, error) {
+	q, err := w.snaps.Squash(a.Squash.Above, a.Name)
+	if err != nil {
+		return changes{}, err
+	}
+	at, release, err := w.snaps.Mount(ctx, a.Name)
+	if err != nil {
+		q.Close()
+		return changes{}, err
+	}
+	dir, err := os.Open(at)
+	if err != nil {
+		q.Close()
+		release()
+		return changes{}, err
+	}
+	each := func(yield func(snapshot.Entry) error) error {
+		return q.Each(func(e snapshot.Entry, from snapshot.Name) error {
+			if a.Epoch != nil && slices.Contains(a.Squash.FromContexts, from) {
+				e.MTime = *a.Epoch * int64(time.Second)
+			}
+			return yield(e)
+		})
+	}
+	return changes{each, dir, func() { q.Close(); dir.Close(); release() }}, nil
 }

@@ -129,16 +129,11 @@ func (s *Store) View(n Name) (*View, error) {
 	if err != nil {
 		return nil, fmt.Errorf("view snapshot: %w", err)
 	}
-	var trees []*Tree
-	for _, dir := range dirs {
-		t, err := s.openTree(dir)
-		if err != nil {
-			NewView(trees...).Close()
-			return nil, fmt.Errorf("view snapshot: %w", err)
-		}
-		trees = append(trees, t)
+	v, err := s.viewOf(dirs)
+	if err != nil {
+		return nil, fmt.Errorf("view snapshot: %w", err)
 	}
-	return NewView(trees...), nil
+	return v, nil
 }
 
 // Tree opens a snapshot's own change set, from any mapping.

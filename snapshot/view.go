@@ -323,9 +323,16 @@ func (m *merge) advance() (head, error) {
 	return h, nil
 }
 
-// next settles one path: the topmost entry that is not hidden wins; the first that is no directory hides what is below
-// the path in its own tree and all lower ones.
+// next returns what is at the next path; ok is false if nothing is.
 func (m *merge) next() (win Entry, tree int, ok bool, err error) {
+	win, tree, _, err = m.settle()
+	return win, tree, err == nil && tree >= 0 && win.Type != Removed, err
+}
+
+// settle settles one path: the topmost entry that is not hidden wins, be it a removal; the first that is no directory hides what is below
+// the path in its own tree and all lower ones, and cut says so. tree is -1 if all entries are hidden.
+func (m *merge) settle() (win Entry, tree int, cut bool, err error) {
+	tree = -1
 	path := m.heads[0].e.Path
 	for n := len(m.limits); n > 1 && !below(path, m.limits[n-1].path); n-- {
 		m.limits = m.limits[:n-1]
@@ -335,13 +342,13 @@ func (m *merge) next() (win Entry, tree int, ok bool, err error) {
 	for len(m.heads) > 0 && m.heads[0].e.Path == path {
 		h, err := m.advance()
 		if err != nil {
-			return Entry{}, 0, false, err
+			return Entry{}, -1, false, err
 		}
 		if h.tree >= under {
 			continue
 		}
-		if !ok {
-			win, tree, ok = h.e, h.tree, true
+		if tree < 0 {
+			win, tree = h.e, h.tree
 			if win.Type != Dir {
 				under = 0
 			}
@@ -352,5 +359,5 @@ func (m *merge) next() (win Entry, tree int, ok bool, err error) {
 	if under < shown {
 		m.limits = append(m.limits, limit{path, under})
 	}
-	return win, tree, ok && win.Type != Removed, nil
+	return win, tree, under < shown, nil
 }

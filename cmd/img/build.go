@@ -248,7 +248,10 @@ func (b *build) baseHint(ref dockerfile.BaseRef, err error) string {
 func (b *build) options(ctx context.Context, platform string) dockerfile.Options {
 	return dockerfile.Options{
 		Target: b.c.Target, BuildArgs: b.r.BuildArgs, Labels: b.r.Labels,
-		Annotations: b.r.Annotations, Platform: platform, BuildPlatform: b.r.Host, PlatformImplied: b.r.Implied,
+		Annotations: b.r.Annotations,
+		Squash:      b.c.Squash, SquashAll: b.c.SquashAll, OmitHistory: b.c.OmitHistory,
+		NoInheritedLabels: b.c.InheritLabels != nil && !*b.c.InheritLabels, UnsetEnv: b.c.Unsetenv, UnsetLabels: b.c.Unsetlabel,
+		Platform: platform, BuildPlatform: b.r.Host, PlatformImplied: b.r.Implied,
 		ProxyArgs: proxies(b.g.getenv),
 		NoCache:   b.c.NoCache, NoCacheStages: b.r.NoCacheStage,
 		Network: b.r.Network, Hosts: b.r.Hosts, Insecure: b.r.Insecurely, Devices: b.r.Devices,

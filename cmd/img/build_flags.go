@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"os"
 	"reflect"
+	"regexp"
 	"runtime"
 	"slices"
 	"strconv"
@@ -42,6 +43,13 @@ type BuildCmd struct {
 	Push             bool     `group:"Result" help:"Push the image under its names."`
 	InsecureRegistry bool     `group:"Result" help:"Accept registries with unknown certificates, or without TLS."`
 	Label            []string `sep:"none" group:"Result" placeholder:"K=V" help:"Set a label."`
+	Annotation       []string `sep:"none" group:"Result" placeholder:"[WHERE:]K=V" help:"Set an annotation; WHERE is manifest (default), index, manifest-descriptor or index-descriptor, with commas, each also as PLACE[OS/ARCH]."`
+	InheritLabels    *bool    `group:"Result" help:"Take over the labels of base images (default: true)."`
+	Unsetlabel       []string `group:"Result" placeholder:"NAME" help:"Leave a label out of the image."`
+	Unsetenv         []string `group:"Result" placeholder:"NAME" help:"Leave an environment variable out of the image."`
+	OmitHistory      bool     `group:"Result" help:"Leave the history out of the image."`
+	Squash           bool     `group:"Result" help:"Put all layers of this build into one, on top of the base's."`
+	SquashAll        bool     `group:"Result" help:"Put all layers into one, those of the base too."`
 	Iidfile          string   `group:"Result" placeholder:"FILE" help:"Write the image's id to a file."`
 	MetadataFile     string   `group:"Result" placeholder:"FILE" help:"Write what was built to a file, as JSON."`
 	Quiet            bool     `short:"q" group:"Result" help:"Print only the image's id."`
@@ -88,7 +96,6 @@ type ignoredFlags struct {
 
 // unservedFlags are known, and refused by name with the reason in unserved.
 type unservedFlags struct {
-	Annotation   []string `sep:"none" hidden:""`
 	Attest       []string `sep:"none" hidden:""`
 	BuildArgFile []string `sep:"none" hidden:""`
 	CacheFrom    []string `sep:"none" hidden:""`
@@ -118,8 +125,6 @@ type unservedFlags struct {
 	Sbom         string   `hidden:""`
 	SecurityOpt  []string `sep:"none" hidden:""`
 	ShmSize      string   `hidden:""`
-	Squash       bool     `hidden:""`
-	SquashAll    bool     `hidden:""`
 	Trace        string   `hidden:""`
 	Ulimit       []string `sep:"none" hidden:""`
 	Volume       []string `short:"v" sep:"none" hidden:""`
@@ -127,7 +132,6 @@ type unservedFlags struct {
 
 // unserved says why an option is refused. Values that ask for what happens anyway are in harmless.
 var unserved = map[string]string{
-	"annotation":     "annotations cannot be set yet; use --label",
 	"attest":         "no attestations are made",
 	"build-arg-file": "argument files are not read yet; use --build-arg",
 	"cache-from":     "caches cannot be imported yet",
@@ -157,8 +161,6 @@ var unserved = map[string]string{
 	"sbom":           "no SBOM is made",
 	"security-opt":   "RUN's sandbox has no options",
 	"shm-size":       "/dev/shm has 64 MiB",
-	"squash":         "layers cannot be squashed yet",
-	"squash-all":     "layers cannot be squashed yet",
 	"trace":          "traces cannot be written yet",
 	"ulimit":         "limits of RUN cannot be changed",
 	"volume":         "directories cannot be mounted into RUN; use RUN --mount=type=bind",
@@ -455,6 +457,12 @@ func (c *BuildCmd) result(r *buildRequest, g *Globals) (err error) {
 	if r.Labels, err = parseLabels(c.Label); err != nil {
 		return err
 	}
+	if r.Annotations, err = parseAnnotations(c.Annotation); err != nil {
+		return err
+	}
+	if err := checkAnnotations(r, c.Format); err != nil {
+		return err
+	}
 	if r.Compression, err = compression("--compression", c.Compression); err != nil {
 		return err
 	}
@@ -502,6 +510,65 @@ func parseLabels(list []string) (map[string]string, error) {
 		out[k] = v
 	}
 	return out, nil
+}
+
+// annotationPlace is a place of an annotation, with a platform or without.
+var annotationPlace = regexp.MustCompile(`^([a-z-]+)(?:\[([A-Za-z0-9_/-]+)\])?$`)
+
+// parseAnnotations reads [PLACE[[PLATFORM]][,PLACE...]:]KEY=VALUE, as buildx has it.
+func parseAnnotations(list []string) (dockerfile.Annotations, error) {
+	var out dockerfile.Annotations
+	for _, s := range list {
+		key, value, ok := strings.Cut(s, "=")
+		places, name, placed := strings.Cut(key, ":")
+		if !placed {
+			places, name = dockerfile.ManifestAnnotation, key
+		}
+		if !ok || name == "" {
+			return nil, usagef("--annotation %q: the form is [WHERE:]KEY=VALUE", s)
+		}
+		for place := range strings.SplitSeq(places, ",") {
+			a, err := parsePlace(place)
+			if err != nil {
+				return nil, usagef("--annotation %q: %w", s, err)
+			}
+			a.Key, a.Value = name, value
+			out = append(out, a)
+		}
+	}
+	return out, nil
+}
+
+func parsePlace(text string) (a dockerfile.Annotation, err error) {
+	m := annotationPlace.FindStringSubmatch(text)
+	if m == nil {
+		return a, fmt.Errorf("%q is no place: a platform may follow it in brackets", text)
+	}
+	switch a.Place = m[1]; a.Place {
+	case dockerfile.ManifestAnnotation, dockerfile.IndexAnnotation, dockerfile.ManifestDescriptorAnnotation, dockerfile.IndexDescriptorAnnotation:
+	default:
+		return a, fmt.Errorf("unknown annotation type %q: there are manifest, index, manifest-descriptor and index-descriptor", a.Place)
+	}
+	if m[2] != "" {
+		p, err := platforms.Parse(m[2])
+		if err != nil {
+			return a, err
+		}
+		a.Platform = platforms.FormatAll(platforms.Normalize(p))
+	}
+	return a, nil
+}
+
+// checkAnnotations refuses those that no document would have.
+func checkAnnotations(r *buildRequest, format string) error {
+	switch {
+	case len(r.Annotations) > 0 && format == "docker":
+		return usagef("--annotation and --format docker exclude each other: Docker's manifests have no annotations")
+	case r.Annotations.Index() && !r.Indexed:
+		return withHint(exitUsage, fmt.Errorf("--annotation: index annotations not supported for single platform export"),
+			"build several platforms, or use --build-arg BUILDKIT_MULTI_PLATFORM=1")
+	}
+	return nil
 }
 
 // fullReferences makes names whole: registry, repository and tag.

@@ -130,6 +130,7 @@ func (m *imageMeta) setPlatform(p platforms.Platform) {
 func (l *lowering) finish(t *stage) ([]byte, error) {
 	c := imageConfig{imageMeta: t.meta, Config: t.config.clone(), History: t.past.entries()}
 	c.Config.OnBuild = t.config.OnBuild
+	l.settle(&c, t)
 	if len(l.o.Labels) > 0 && c.Config.Labels == nil {
 		c.Config.Labels = map[string]string{}
 	}

@@ -88,6 +88,12 @@ type Options struct {
 	SourceTime  func(dag.Op) (*int64, error)      `json:"-"`
 	// AllStages takes every stage, not only those that the target needs: what a check without a target looks at.
 	AllStages bool
+	// Squash puts all layers of the build into one, SquashAll those of the base as well.
+	Squash, SquashAll bool
+	// OmitHistory leaves the history out, NoInheritedLabels the labels of bases.
+	OmitHistory, NoInheritedLabels bool
+	// UnsetEnv and UnsetLabels are names that the image does not keep, wherever they come from; Labels come after.
+	UnsetEnv, UnsetLabels []string
 	// Image says whether an image is wanted (Pack and Manifest vertices); without, only files.
 	Image bool
 }

@@ -134,6 +134,9 @@ func (l *lowering) begin(s *stage) error {
 	if err := l.spend(s.weight()); err != nil {
 		return l.f.fail(s.pos, err)
 	}
+	if l.o.NoInheritedLabels {
+		s.config.Labels = nil
+	}
 	if s.replaced {
 		s.env = newEnvironment(0)
 		return nil
@@ -186,7 +189,7 @@ func envPlaces(env []string) map[string]int {
 }
 
 func (s *stage) inherit(base *stage) {
-	s.platform, s.image, s.files, s.layers, s.past = base.platform, base.image, base.files, base.layers, base.past
+	s.platform, s.image, s.root, s.files, s.layers, s.past = base.platform, base.image, base.root, base.files, base.layers, base.past
 	s.meta, s.config, s.env = base.meta, base.config.clone(), base.env
 	s.args, s.workdirSet, s.unknown = base.args.clone(), base.workdirSet, base.unknown
 }
@@ -211,7 +214,7 @@ func (l *lowering) fromOutside(s *stage) error {
 	key := l.baseRef(s, s.outside, nil)
 	key.Pos = dag.Pos{}
 	s.unknown = l.unknown[key]
-	s.image, s.meta, s.config = r.image, base.imageMeta, base.Config
+	s.image, s.root, s.meta, s.config = r.image, r.files, base.imageMeta, base.Config
 	for _, h := range base.History {
 		s.past = &history{entry: h, before: s.past}
 	}
@@ -432,37 +435,42 @@ func (l *lowering) manifest(t *stage, config []byte) dag.ID {
 	if compression == "" {
 		compression = dag.Gzip
 	}
-	var steps []dag.ID
-	for at := t.layers; at != nil; at = at.below {
-		steps = append(steps, at.of)
-	}
-	slices.Reverse(steps)
 	platform := platforms.FormatAll(platforms.Normalize(l.platform))
-	op := &dag.Manifest{Config: config, Docker: l.o.Docker, Epoch: l.epoch,
+	op := &dag.Manifest{Config: config, Docker: l.o.Docker, Epoch: l.epoch, OmitHistory: l.o.OmitHistory,
 		Annotations: l.o.Annotations.of(ManifestAnnotation, platform), Descriptor: l.o.Annotations.of(ManifestDescriptorAnnotation, platform)}
 	if t.image != nil {
 		op.BaseLayers, op.BaseHistory = layers(t.image), len(t.image.Config.History)
 	}
+	if op.OmitHistory {
+		op.BaseHistory = 0
+	}
 	m := &dag.Vertex{Op: op, Name: "image", Stage: t.label(), Platform: platform}
 	in := inputs{m}
-	for _, step := range steps {
-		of := l.graph.Vertex(step)
-		pack := &dag.Pack{Of: 0, Compression: compression, Docker: l.o.Docker}
-		if l.o.RewriteTimes {
-			pack.Epoch = l.epoch
-			if c, ok := of.Op.(*dag.Copy); ok {
-				pack.FromContext = l.fromContext(of, c)
-			}
+	pack := dag.Pack{Of: 0, Compression: compression, Docker: l.o.Docker}
+	if l.o.RewriteTimes {
+		pack.Epoch = l.epoch
+	}
+	if l.squashes(t) > 0 {
+		if l.o.SquashAll {
+			op.BaseLayers = nil
 		}
-		id := l.graph.Add(&dag.Vertex{Op: pack, Inputs: []dag.ID{step}, Pos: of.Pos, Name: "layer of " + of.Name, Stage: of.Stage, Platform: of.Platform})
+		op.Packs = []dag.Ref{in.ref(l.graph.Add(l.squash(t, &pack)))}
+		return l.graph.Add(m)
+	}
+	for _, step := range t.layerSteps() {
+		of := l.graph.Vertex(step)
+		pack := pack
+		pack.FromContext = pack.Epoch != nil && l.fromContext(of)
+		id := l.graph.Add(&dag.Vertex{Op: &pack, Inputs: []dag.ID{step}, Pos: of.Pos, Name: "layer of " + of.Name, Stage: of.Stage, Platform: of.Platform})
 		op.Packs = append(op.Packs, in.ref(id))
 	}
 	return l.graph.Add(m)
 }
 
 // fromContext reports whether a step takes all its files, but for heredocs, from where times say nothing: build contexts, and checkouts.
-func (l *lowering) fromContext(v *dag.Vertex, op *dag.Copy) bool {
-	return len(op.Sources) > 0 && !slices.ContainsFunc(op.Sources, func(s dag.CopySource) bool {
+func (l *lowering) fromContext(v *dag.Vertex) bool {
+	op, ok := v.Op.(*dag.Copy)
+	return ok && len(op.Sources) > 0 && !slices.ContainsFunc(op.Sources, func(s dag.CopySource) bool {
 		if s.From.Context != "" || s.From.Input == dag.Scratch {
 			return s.From.Context == ""
 		}

@@ -125,9 +125,13 @@ func details(op dag.Op) []string {
 	case *dag.Mkdir:
 		return fields("path", op.Path, "user", op.User)
 	case *dag.Pack:
-		return fields("compression", op.Compression, "docker", op.Docker, "epoch", op.Epoch)
+		f := fields("compression", op.Compression, "docker", op.Docker, "epoch", op.Epoch)
+		if op.Squash {
+			f = append(f, "squash-above="+sourceName(dag.Source{Input: op.Above}))
+		}
+		return f
 	case *dag.Manifest:
-		f := fields("base-layers", len(op.BaseLayers), "packs", len(op.Packs), "docker", op.Docker, "epoch", op.Epoch)
+		f := fields("base-layers", len(op.BaseLayers), "packs", len(op.Packs), "docker", op.Docker, "epoch", op.Epoch, "omit-history", op.OmitHistory)
 		f = append(f, annotations("annotation", op.Annotations)...)
 		return append(f, annotations("descriptor", op.Descriptor)...)
 	case *dag.Index:

@@ -66,6 +66,7 @@ type stage struct {
 
 	lowered    bool
 	image      *image.Image // the image at the root of the chain, nil for none
+	root       dag.ID       // its files; dag.Empty for none
 	files      dag.ID
 	layers     *layerList
 	past       *history
@@ -212,7 +213,7 @@ func (b *build) scope(stages []instructions.Stage, globals []instructions.ArgCom
 }
 
 func (b *build) addStage(index int, st instructions.Stage) error {
-	s := &stage{index: index, name: st.Name, pos: b.f.at(st.Location), platform: b.platform, files: dag.Empty,
+	s := &stage{index: index, name: st.Name, pos: b.f.at(st.Location), platform: b.platform, root: dag.Empty, files: dag.Empty,
 		lint: b.lint.WithMergedConfigFromComments(st.Comments)}
 	word, err := b.fromWord(st.BaseName, b.global)
 	b.checkFrom(st, s.lint, word)
