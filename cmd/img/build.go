@@ -148,7 +148,7 @@ func (b *build) lower(ctx context.Context) error {
 		g.Go(func() error {
 			found, err := b.bases.resolve(gctx, &mu, ref)
 			if err != nil {
-				return b.baseError(ref, err)
+				return b.baseError(ctx, ref, err)
 			}
 			mu.Lock()
 			defer mu.Unlock()
@@ -166,7 +166,7 @@ func (b *build) lower(ctx context.Context) error {
 		// An ONBUILD trigger of a base names an image that the Dockerfile does not.
 		found, err := b.bases.resolve(ctx, &mu, ref)
 		if err != nil {
-			return nil, b.baseError(ref, err)
+			return nil, b.baseError(ctx, ref, err)
 		}
 		images[ref] = found
 		return found, nil
@@ -222,8 +222,10 @@ func (b *build) plans(ctx context.Context, base func(dockerfile.BaseRef) (*image
 }
 
 // baseError is a base image that cannot be had.
-func (b *build) baseError(ref dockerfile.BaseRef, err error) error {
-	return sourceError(&dockerfile.Error{Pos: ref.Pos, Err: fmt.Errorf("%s: %w", ref.Ref, err), Hint: b.baseHint(ref, err)})
+func (b *build) baseError(ctx context.Context, ref dockerfile.BaseRef, err error) error {
+	return sourceError(b.file.Explain(b.options(ctx, b.r.Platforms[0]), &dockerfile.Error{
+		Pos: ref.Pos, Err: fmt.Errorf("%s: %w", ref.Ref, err), Hint: b.baseHint(ref, err),
+	}))
 }
 
 // baseHint says what to do about a base image that cannot be had.
@@ -234,6 +236,9 @@ func (b *build) baseHint(ref dockerfile.BaseRef, err error) string {
 	var known *coded
 	if errors.As(err, &known) && known.hint != "" {
 		return known.hint
+	}
+	if name, ok := strings.CutPrefix(ref.Ref, "latest:"); ok {
+		return fmt.Sprintf("the tag stands last: %s:latest", name)
 	}
 	if near := b.file.NearestStage(ref.Ref); near != "" {
 		return fmt.Sprintf("did you mean the stage %q?", near)
@@ -338,7 +343,7 @@ func (b *build) make(ctx context.Context) error {
 		defer x.Close()
 	}
 	if err != nil {
-		return err
+		return b.blame(ctx, x, outs, err)
 	}
 	if err := b.rememberBases(ctx); err != nil {
 		return err

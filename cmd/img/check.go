@@ -234,7 +234,7 @@ func (b *build) maybeBase(ctx context.Context) func(dockerfile.BaseRef) (*image.
 		case ctx.Err() != nil:
 			return nil, context.Cause(ctx)
 		case errors.Is(err, image.ErrNotFound) && b.r.Pull != pullNever:
-			return nil, b.baseError(ref, err)
+			return nil, b.baseError(ctx, ref, err)
 		}
 		notef(b.g.stderr, "%s: the base %s is not known, so checks of what it sets are left out: %v", ref.Pos, ref.Ref, err)
 		return nil, dockerfile.ErrUnknownBase

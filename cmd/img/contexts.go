@@ -385,7 +385,7 @@ func (b *build) readDockerfile(ctx context.Context) error {
 			return err
 		}
 	}
-	return noDockerfile(candidates[0], "name it with -f FILE, or give the directory that holds it")
+	return noDockerfile(shortName(candidates[0]), "name it with -f FILE, or give the directory that holds it")
 }
 
 // defaultDockerfiles are the names that are tried without -f.
@@ -416,16 +416,41 @@ func limited(r io.Reader, limit int) ([]byte, error) {
 
 // localDockerfile reads one of the caller's files; done is false if there is none of that name.
 func (b *build) localDockerfile(name string) (done bool, err error) {
-	f, err := os.Open(name)
-	if errors.Is(err, fs.ErrNotExist) {
+	f, err := openFile(name, b.r.File != "")
+	if _, lerr := os.Lstat(name); errors.Is(err, fs.ErrNotExist) && lerr != nil {
 		return false, nil
 	}
 	if err != nil {
-		return false, withCode(exitUsage, err)
+		return false, withCode(exitUsage, fmt.Errorf("failed to read dockerfile: open %s: %w", shortName(name), rootCause(err)))
 	}
 	defer f.Close()
 	b.name, b.beside = shortName(name), name
 	return true, b.dockerfileFrom(f)
+}
+
+// rootCause is an error of a file without the path, for messages that name it already.
+func rootCause(err error) error {
+	var path *fs.PathError
+	if errors.As(err, &path) {
+		return path.Err
+	}
+	return err
+}
+
+// openFile opens a file. A fifo, which may have no writer for ever, is opened only if it was asked for by name: -f <(command).
+func openFile(name string, named bool) (*os.File, error) {
+	info, err := os.Stat(name)
+	switch link, lerr := os.Readlink(name); {
+	case errors.Is(err, fs.ErrNotExist) && lerr == nil:
+		return nil, fmt.Errorf("it is a link to %s: %w", link, fs.ErrNotExist)
+	case err != nil:
+		return nil, err
+	case info.IsDir():
+		return nil, errors.New("it is a directory")
+	case !named && !info.Mode().IsRegular():
+		return nil, errors.New("it is no regular file")
+	}
+	return os.Open(name)
 }
 
 // fetchedDockerfile reads the Dockerfile of a context that was fetched.
@@ -501,7 +526,7 @@ func (b *build) ignoreFile(context string, p *place) (rules *dockerfile.Ignore, 
 		name, text, err = firstFile(filepath.Join(p.dir, ".dockerignore"))
 	}
 	if err != nil {
-		return nil, "", withCode(exitUsage, fmt.Errorf("ignore file: %w", err))
+		return nil, "", withCode(exitUsage, fmt.Errorf("ignore file %s: %w", name, rootCause(err)))
 	}
 	if name == "" {
 		return nil, "", nil
@@ -521,7 +546,7 @@ func (b *build) chosenIgnoreFile(p *place) (name string, text []byte, err error)
 	}
 	name, text, err = firstFile(f)
 	if err == nil && name == "" {
-		err = &os.PathError{Op: "open", Path: f, Err: syscall.ENOENT}
+		name, err = f, syscall.ENOENT
 	}
 	return name, text, err
 }
@@ -534,7 +559,7 @@ func firstFile(paths ...string) (name string, text []byte, err error) {
 			continue
 		}
 		if err != nil {
-			return "", nil, err
+			return shortName(p), nil, err
 		}
 		defer f.Close()
 		text, err = limited(f, maxIgnore)

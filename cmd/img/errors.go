@@ -114,12 +114,15 @@ func report(ctx context.Context, g *Globals, err error) int {
 // sayError says what went wrong, where, and what to do about it.
 func sayError(g *Globals, err error) {
 	pos, text := describe(err)
-	if !pos.IsZero() {
+	if pos.File != "" {
 		text = pos.String() + ": " + text
 	}
 	say(g.stderr, "error", strings.TrimRight(g.state.named(text), "\n"))
 	if !pos.IsZero() {
 		fmt.Fprint(g.stderr, excerpt(pos, g.sources[pos.File]))
+	}
+	if with := with(err); with != "" {
+		say(g.stderr, "note", with)
 	}
 	if h := hint(err, g); h != "" {
 		say(g.stderr, "hint", h)
@@ -164,6 +167,11 @@ func exitCode(ctx context.Context, err error) int {
 func describe(err error) (dag.Pos, string) {
 	var vertex *engine.VertexError
 	var bad *dockerfile.Error
+	var p *placed
+	if errors.As(err, &p) && !p.pos.IsZero() {
+		_, text := describe(p.err)
+		return p.pos, text
+	}
 	switch {
 	case errors.As(err, &vertex):
 		text := vertex.Err.Error()
@@ -201,49 +209,17 @@ func exitText(e *engine.VertexError) string {
 	return fmt.Sprintf("process %q did not complete successfully: %s", strings.Join(run.Args, " "), how)
 }
 
-// excerpt shows the lines of a position with two lines around them; "" when the text is not known.
-//
-//	Dockerfile:2
-//	--------------------
-//	   1 |     FROM busybox
-//	   2 | >>> RUN false
-//	--------------------
-func excerpt(pos dag.Pos, text []byte) string {
-	lines := strings.Split(strings.TrimRight(string(text), "\n"), "\n")
-	if len(text) == 0 || pos.Line > len(lines) {
-		return ""
+// with says what the variables stand for that led to an error.
+func with(err error) string {
+	var p *placed
+	var bad *dockerfile.Error
+	switch {
+	case errors.As(err, &p):
+		return p.with
+	case errors.As(err, &bad):
+		return bad.With
 	}
-	end := min(max(pos.End, pos.Line), len(lines))
-	const around, rule = 2, "--------------------\n"
-	var b strings.Builder
-	fmt.Fprintf(&b, "%s:%d\n%s", progress.Clean(pos.File), pos.Line, rule)
-	for n := max(pos.Line-around, 1); n <= min(end+around, len(lines)); n++ {
-		mark := "   "
-		if n >= pos.Line && n <= end {
-			mark = ">>>"
-		}
-		line := progress.Clean(strings.TrimRight(lines[n-1], "\r"))
-		b.WriteString(strings.TrimRight(fmt.Sprintf("%4d | %s %s", n, mark, line), " ") + "\n")
-		if n == pos.Line && pos.Col > 0 {
-			fmt.Fprintf(&b, "     |     %s^\n", indent(lines[n-1], pos.Col-1))
-		}
-	}
-	return b.String() + rule
-}
-
-// indent is the white space that puts a caret below a column: tabs stay tabs, so that they are as wide as above.
-func indent(line string, columns int) string {
-	var b strings.Builder
-	for i, r := range line {
-		if i >= columns {
-			break
-		}
-		if r != '\t' {
-			r = ' '
-		}
-		b.WriteRune(r)
-	}
-	return b.String()
+	return ""
 }
 
 // hint is what to do about an error, "" if we do not know.
@@ -256,7 +232,10 @@ func hint(err error, g *Globals) string {
 	var unfetched *fetch.Error
 	var foreign *exec.ForeignError
 	var bug *crash
+	var p *placed
 	switch {
+	case errors.As(err, &p) && p.hint != "":
+		return p.hint
 	case errors.As(err, &known) && known.hint != "":
 		return known.hint
 	case errors.As(err, &host):

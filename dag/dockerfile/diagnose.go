@@ -279,9 +279,21 @@ func (c *complaint) oneOf(word string, known ...string) {
 
 // trigger is an error in an ONBUILD of the base image: the guilty text is not in this file, so the base is shown.
 func (c *complaint) trigger([]string) {
+	if m := triggerText.FindStringSubmatch(c.said); m != nil {
+		text, _ := strconv.Unquote(m[1])
+		for _, n := range c.f.nodes {
+			if rest, ok := strings.CutSuffix(n.Original, text); ok && strings.EqualFold(strings.TrimSpace(rest), "onbuild") {
+				c.t = c.f.textAt(n.StartLine, n.EndLine)
+				c.at(c.t.words()[1])
+				return
+			}
+		}
+	}
 	c.atArgument(0)
 	c.hint("it comes from the base image, and runs in every build FROM it")
 }
+
+var triggerText = regexp.MustCompile(`(?s)^onbuild trigger ("(?:[^"\\]|\\.)*"): `)
 
 func (c *complaint) unknownInstruction(m []string) {
 	word := m[1]
@@ -303,8 +315,9 @@ func (c *complaint) unknownInstruction(m []string) {
 		c.e.Hint = hint
 		return
 	}
-	if hint := c.lostContinuation(word); hint != "" {
-		c.e.Hint = hint
+	c.e.Hint = c.lostContinuation(word)
+	if word == strings.ToUpper(word) {
+		c.hint("the instructions are %s", strings.Join(keywordNames(), " "))
 	}
 }
 
@@ -329,26 +342,26 @@ func (c *complaint) lostContinuation(word string) string {
 	where := fmt.Sprintf("line %d", before.end)
 	switch i := strings.LastIndex(line, escape+" #"); {
 	case strings.HasSuffix(line, escape+escape):
-		return fmt.Sprintf("%s ends in %q, which is one escaped and continues nothing; end it in one %q", where, escape+escape, escape)
+		return fmt.Sprintf("%s ends in %s, which is one escaped %s and continues nothing", where, escape+escape, escape)
 	case i >= 0:
-		return fmt.Sprintf("%s continues only if %q is its last character, and a comment follows it", where, escape)
+		return fmt.Sprintf("the %s of %s continues nothing, because a comment follows it", escape, where)
 	case strings.HasSuffix(line, other):
-		return fmt.Sprintf("%s ends in %q, but the escape character is %q (# escape=)", where, other, escape)
+		return fmt.Sprintf("%s ends in %s, but the escape character is %s (# escape=)", where, other, escape)
 	case strings.HasSuffix(strings.TrimRightFunc(line, unicode.IsSpace), escape):
-		return fmt.Sprintf("%s has a character after its %q that only looks like a blank, so it does not continue", where, escape)
+		return fmt.Sprintf("the %s of %s continues nothing, because a character follows it that only looks like a blank", escape, where)
 	}
 	if !c.shellLike(before, line, word) {
 		return ""
 	}
 	for _, end := range []string{"&&", "||", "|", ";", ",", "[", "(", "=", "then", "do", "else"} {
 		if strings.HasSuffix(line, end) {
-			return fmt.Sprintf("if it continues line %d, end that line in %q", before.end, escape)
+			return fmt.Sprintf("if it continues line %d, end that line in %s", before.end, escape)
 		}
 	}
 	if strings.HasPrefix(word, "&&") || strings.HasPrefix(word, "|") || strings.HasPrefix(word, "-") {
-		return fmt.Sprintf("if it continues line %d, end that line in %q", before.end, escape)
+		return fmt.Sprintf("if it continues line %d, end that line in %s", before.end, escape)
 	}
-	return fmt.Sprintf("if it continues the %s of line %d, end that line in %q", before.keyword(), before.end, "&& "+escape)
+	return fmt.Sprintf("if it continues the %s of line %d, end that line in && %s", before.keyword(), before.end, escape)
 }
 
 // before is the instruction before the guilty one.
@@ -424,6 +437,9 @@ func (c *complaint) flagWithoutValue(m []string) {
 	if len(flags) > 0 && flags[len(flags)-1] == s && len(args) > 0 && !strings.HasSuffix(c.t.of(s), "=") {
 		c.hint("an option and its value are one word: %s=%s", m[1], c.t.of(args[0]))
 		return
+	}
+	if slices.Contains([]string{"--link", "--parents", "--keep-git-dir", "--unpack"}, m[1]) {
+		c.hint("it is true or false, or just %s", m[1])
 	}
 	c.hint("as %s=VALUE", m[1])
 }
@@ -502,6 +518,11 @@ func (c *complaint) withoutEquals([]string) {
 			return
 		}
 		key, value, _ := strings.Cut(c.t.of(args[max(i-1, 0)]), "=")
+		if strings.Count(value, "${") > strings.Count(value, "}") {
+			c.at(args[i-1])
+			c.hint("a word with blanks needs quotes, also around a ${…}")
+			return
+		}
 		if i > 0 && strings.Trim(value, `"'`) == value {
 			c.hint("a value with blanks needs quotes: %s=\"%s %s\"", key, value, c.t.of(s))
 		}
@@ -550,6 +571,10 @@ func (c *complaint) noDestination(m []string) {
 func (c *complaint) fromArguments([]string) {
 	_, args := c.t.arguments()
 	word := func(i int) string { return c.t.of(args[i]) }
+	if hint := lookAlikeIn(c.t, span{0, len(c.t.joined)}); hint != "" {
+		c.e.Hint = hint
+		return
+	}
 	if len(args) == 0 {
 		c.hint("as FROM image, or FROM image AS name")
 		return
@@ -565,11 +590,10 @@ func (c *complaint) fromArguments([]string) {
 			return
 		}
 	}
-	if len(args) == 1 {
-		return // a look-alike blank, probably
-	}
 	c.at(args[1])
 	switch {
+	case strings.Count(word(0), "${") > strings.Count(word(0), "}"):
+		c.hint("FROM is cut at blanks, also in a ${…}")
 	case strings.HasPrefix(word(1), ":") || strings.HasPrefix(word(1), "@") || strings.HasSuffix(word(0), ":"):
 		c.hint("an image and its tag are one word: FROM %s%s", word(0), word(1))
 	case len(args) == 2 && strings.EqualFold(word(1), "as"):
@@ -749,10 +773,11 @@ func (c *complaint) expansion(m []string) {
 	if unquoted, err := strconv.Unquote(`"` + source + `"`); err == nil {
 		source = unquoted
 	}
-	if strings.Contains(cause, "unsupported modifier (\ufffd)") {
+	if unfinished.MatchString(cause) {
 		cause = "syntax error: missing '}'"
 		c.say("failed to process %q: %s", source, cause)
 	}
+	c.syntax = !requiredName.MatchString(cause)
 	in := span{0, len(c.t.joined)}
 	if i := strings.Index(c.t.joined, source); i >= 0 {
 		in = span{i, i + len(source)}
@@ -797,6 +822,9 @@ func (c *complaint) inHeredoc(line int, body, cause string) {
 	c.say("failed to process the heredoc: %s", cause)
 	c.expansionHint(cause)
 }
+
+// unfinished is how BuildKit's lexer takes the end of a line or blank for an operator.
+var unfinished = regexp.MustCompile(`(?s)^unsupported modifier \([^!-~]`)
 
 var requiredName = regexp.MustCompile(`^([A-Za-z_]\w*): `)
 var modifierText = regexp.MustCompile(`^unsupported modifier \((.*)\) in substitution`)
@@ -926,6 +954,9 @@ func (c *complaint) stageIndex(m []string) {
 		c.atField("from", m[1])
 	}
 	if c.b != nil {
+		if len(c.b.stages) == 1 {
+			c.hint("the only stage is number 0")
+		}
 		c.hint("the stages are numbered from 0 to %d", len(c.b.stages)-1)
 	}
 }
@@ -938,7 +969,7 @@ func (c *complaint) reference(m []string) {
 		_, bare, _ := strings.Cut(name, "://")
 		c.hint("an image's name has no %q: %s", name[:strings.Index(name, "://")+3], bare)
 	case strings.HasPrefix(name, "latest:"):
-		c.hint("the tag stands last: %s:latest", strings.TrimPrefix(name, "latest:"))
+		c.hint("the tag stands last: %s", strings.TrimPrefix(name, "latest:"))
 	case strings.HasSuffix(name, ":"):
 		if len(variables(c.t.of(c.word))) == 0 {
 			c.hint("no tag follows the colon: %s:latest", strings.TrimRight(name, ":"))
@@ -1006,29 +1037,52 @@ func (c *complaint) lookAlike() string {
 }
 
 func lookAlikeIn(t *text, in span) string {
-	if c := t.of(in); isASCII(c) {
-		return ""
-	}
 	if hint := dashHint(t.of(in)); hint != "" {
 		return hint
 	}
-	for i, r := range t.of(in) {
-		is, ok := strange[r]
-		if !ok && r >= '\uff01' && r <= '\uff5e' {
-			is, ok = [2]string{"full-width " + string(r), string(r - '\uff01' + '!')}, true
-		}
-		if ok {
-			return fmt.Sprintf("%s has a %s (U+%04X), where %s belongs", t.pos(in.from+i), is[0], r, is[1])
-		}
-		if name := dashes[r]; name != "" && i > 0 && t.of(in)[i-1] == ' ' {
-			return fmt.Sprintf("%s has an %s (U+%04X), where - belongs", t.pos(in.from+i), name, r)
-		}
+	at, what := strangeIn(t.of(in))
+	if what == "" {
+		return ""
+	}
+	return t.pos(in.from+at).String() + " has " + what
+}
+
+// LookAlikeHint tells of a character in a text that looks like one with a meaning, "" if there is none.
+func LookAlikeHint(s string) string {
+	if hint := dashHint(s); hint != "" {
+		return hint
+	}
+	if _, what := strangeIn(s); what != "" {
+		return "there is " + what
 	}
 	return ""
 }
 
-func isASCII(s string) bool {
-	return strings.IndexFunc(s, func(r rune) bool { return r >= utf8.RuneSelf }) < 0
+// strangeIn finds a character that looks like another: where it is, and what to say about it.
+func strangeIn(s string) (at int, what string) {
+	for i, r := range s {
+		if r < utf8.RuneSelf {
+			continue
+		}
+		is, ok := strange[r]
+		if !ok && r >= '\uff01' && r <= '\uff5e' {
+			is, ok = [2]string{"full-width " + string(r-'\uff01'+'!'), string(r - '\uff01' + '!')}, true
+		}
+		if name := dashes[r]; name != "" && i > 0 && s[i-1] == ' ' {
+			is, ok = [2]string{name, "-"}, true
+		}
+		if ok {
+			return i, fmt.Sprintf("%s %s (U+%04X), where %s belongs", article(is[0]), is[0], r, is[1])
+		}
+	}
+	return 0, ""
+}
+
+func article(word string) string {
+	if strings.ContainsRune("aeiou", rune(word[0])) {
+		return "an"
+	}
+	return "a"
 }
 
 // notText explains a file that can be no Dockerfile, "" if it can. Only a file that is wrong anyway is asked: BuildKit reads NULs in
@@ -1051,7 +1105,7 @@ func (f *File) notText(src []byte) error {
 		if len(line) >= maxPhysical {
 			e.Pos = dag.Pos{File: f.name, Line: n + 1, End: n + 1, Col: 1}
 			e.Err = fmt.Errorf("dockerfile line greater than max allowed size of %d", maxPhysical-1)
-			e.Hint = fmt.Sprintf("it has %d bytes; end lines in %q to continue them", len(line), string(f.escape))
+			e.Hint = fmt.Sprintf("it has %d bytes; a line that ends in %c is continued by the next", len(line), f.escape)
 			return e
 		}
 	}

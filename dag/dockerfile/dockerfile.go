@@ -10,7 +10,7 @@ import "img/dag"
 type Error struct {
 	Pos dag.Pos
 	Err error
-	// With says what the variables in the guilty word stand for, and why: "V=1.2 from --build-arg; B is not set".
+	// With says what the variables in the guilty word stand for, and why: "with V=1.2 from --build-arg; B is not set".
 	With string
 	// Hint is one remedy, if we know one: `did you mean "build"?`
 	Hint string
@@ -115,6 +115,9 @@ type Plan struct {
 	// Index is the vertex that makes the index of the targets' images; dag.Empty where there is none.
 	Index    dag.ID
 	Warnings []Warning
+
+	// texts are for Blame.
+	texts map[dag.ID]stepText
 }
 
 // A Target is what a plan makes for one platform.

@@ -104,10 +104,20 @@ func lookAlike(word string) string {
 func dashHint(line string) string {
 	for _, w := range strings.Fields(line) {
 		if name := lookAlike(w); name != "" {
-			return fmt.Sprintf("%q begins with an %s (U+%04X); options begin with --", w, name, []rune(w)[0])
+			return fmt.Sprintf("%q begins with %s %s (U+%04X); options begin with --", w, article(name), name, []rune(w)[0])
 		}
 	}
 	return ""
+}
+
+// Nearest returns which of some words a misspelt one probably means, "" if none is near.
+func Nearest(word string, options []string) string {
+	for _, o := range options {
+		if o != word && strings.EqualFold(o, word) {
+			return o
+		}
+	}
+	return nearest(word, options)
 }
 
 // nearest returns the option that a misspelt word probably means: the first with the least edits, at most two.

@@ -1,8 +1,10 @@
 package dockerfile
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -71,6 +73,8 @@ type complaint struct {
 	// word is what is guilty, an empty span for the whole instruction; body is the line of a heredoc, if it is there.
 	word span
 	body string
+	// syntax: the word could not even be read, so that values have nothing to do with it.
+	syntax bool
 }
 
 // at places the complaint at a part of the instruction.
@@ -120,11 +124,15 @@ func (c *complaint) variables() {
 	if c.body != "" {
 		text = c.body
 	}
+	if c.syntax || strings.Contains(c.said, "variable expansion") {
+		return
+	}
 	names := variables(text)
-	c.e.With = c.b.explainVariables(c.stage(), c.t.line, names)
+	c.e.With = c.b.explainVariables(c.stage(), c.t.line, names, nil)
 	for _, name := range names {
-		if c.e.Hint == "" && !strings.Contains(c.said, "variable expansion") {
-			c.e.Hint = c.b.scopeHint(c.stage(), c.t.line, name)
+		if hint := c.b.scopeHint(c.stage(), c.t.line, name); hint != "" {
+			c.e.Hint = hint
+			return
 		}
 	}
 }
@@ -132,13 +140,18 @@ func (c *complaint) variables() {
 // maxShown is how much of a variable's value is shown, in bytes.
 const maxShown = 100
 
-// explainVariables says what variables stand for at a line: "V=1.2 from --build-arg; B=busybox, the default on line 1; X is not set".
-func (b *build) explainVariables(s *stage, line int, names []string) string {
+// explainVariables says what variables stand for at a line: "with V=1.2 from --build-arg;
+// B=busybox, the default on line 1; X is not set".
+// known has the values of that line, unless they are the stage's current ones.
+func (b *build) explainVariables(s *stage, line int, names []string, known func(string) (string, bool)) string {
 	var out []string
 	for _, name := range names[:min(len(names), 8)] {
 		value, ok, from := b.lookUp(s, line, name)
+		if known != nil {
+			value, ok = known(name)
+		}
 		if !ok {
-			out = append(out, name+" is not set")
+			out = append(out, name+unset)
 			continue
 		}
 		if len(value) > maxShown {
@@ -149,8 +162,19 @@ func (b *build) explainVariables(s *stage, line int, names []string) string {
 		}
 		out = append(out, name+"="+value+from)
 	}
-	return strings.Join(out, "; ")
+	if len(out) == 0 {
+		return ""
+	}
+	slices.SortStableFunc(out, func(x, y string) int { return cmp.Compare(strings.Count(x, unset), strings.Count(y, unset)) })
+	text := strings.Join(out, "; ")
+	if !strings.HasSuffix(out[0], unset) {
+		text = "with " + text
+	}
+	return text
 }
+
+// unset ends what is said of a variable without a value.
+const unset = " is not set"
 
 // lookUp returns a variable's value before a line, and where it comes from.
 func (b *build) lookUp(s *stage, line int, name string) (value string, ok bool, from string) {

@@ -7,6 +7,7 @@ import (
 	"path"
 	"strings"
 	"sync"
+	"unicode/utf8"
 
 	"github.com/moby/patternmatcher"
 	"github.com/moby/patternmatcher/ignorefile"
@@ -39,14 +40,16 @@ type rule struct {
 
 // ParseIgnore reads an ignore file; nil src ignores nothing. Errors have positions.
 func ParseIgnore(name string, src []byte) (*Ignore, error) {
+	var text []byte // of the line
 	fail := func(line int, err error) error {
-		return &Error{Pos: dag.Pos{File: name, Line: line, End: line}, Err: err}
+		return ignoreError(dag.Pos{File: name, Line: line, End: line}, string(text), err)
 	}
 	if len(src) > maxIgnoreFile {
 		return nil, fail(0, fmt.Errorf("the file is larger than %d MiB", maxIgnoreFile>>20))
 	}
 	g := &Ignore{}
 	for i, line := range bytes.Split(src, []byte("\n")) {
+		text = line
 		// A line for itself keeps its number; the rules of the format are ignorefile's.
 		patterns, err := ignorefile.ReadAll(bytes.NewReader(line))
 		if err != nil {
@@ -69,6 +72,28 @@ func ParseIgnore(name string, src []byte) (*Ignore, error) {
 		return nil, fail(0, fmt.Errorf("read patterns: %w", err))
 	}
 	return g, nil
+}
+
+// ignoreError places an error in a line of an ignore file.
+func ignoreError(pos dag.Pos, line string, err error) error {
+	e := &Error{Pos: pos, Err: err, explained: true}
+	if pos.Line == 0 {
+		return e
+	}
+	line = strings.TrimPrefix(line, bom)
+	at := len(line) - len(strings.TrimLeft(line, " \t"))
+	switch i := strings.LastIndexByte(line, '['); {
+	case strings.HasPrefix(line[at:], "!") && strings.Contains(err.Error(), "illegal exclusion"):
+		e.Hint = "a pattern follows the !, as !keep.txt"
+	case strings.HasPrefix(line[at:], "!!"):
+		e.Hint = "one ! takes a path back in"
+	case i >= 0 && strings.Contains(err.Error(), "syntax error in pattern"):
+		at, e.Hint = i, `[ begins a set of characters, which a ] ends; \[ is the character itself`
+	case strings.HasSuffix(strings.TrimSpace(line), `\`):
+		at, e.Hint = len(strings.TrimSpace(line))-1+at, `\\ is the character itself`
+	}
+	e.Pos.Col = utf8.RuneCountInString(line[:at]) + 1
+	return e
 }
 
 func parseRule(pattern string) (r rule, err error) {

@@ -25,6 +25,7 @@ type lowering struct {
 	proxy   []string
 	// fetched are the vertices of URLs and repositories by their ops' values.
 	fetched map[any]dag.ID
+	texts   map[dag.ID]stepText
 }
 
 // A baseKey tells bases apart that are shared among stages.
@@ -397,6 +398,7 @@ func (l *lowering) step(s *stage, c command, v *dag.Vertex, name string) {
 	v.Skip = skipped(s.lint)
 	v.NoCache = l.o.NoCache || slices.ContainsFunc(l.o.NoCacheStages, func(n string) bool { return strings.EqualFold(n, s.label()) })
 	s.files = l.graph.Add(v)
+	l.keepText(s, c, s.files)
 	s.steps = append(s.steps, s.files)
 	s.layers = &layerList{of: s.files, below: s.layers}
 }
@@ -420,7 +422,7 @@ func (l *lowering) plan() (*Plan, error) {
 	if l.o.Image {
 		out.Manifest = l.manifest(t, config)
 	}
-	return &Plan{Graph: &l.graph, Targets: []Target{out}, Index: dag.Empty, Warnings: l.sortedWarnings()}, nil
+	return &Plan{Graph: &l.graph, Targets: []Target{out}, Index: dag.Empty, Warnings: l.sortedWarnings(), texts: l.texts}, nil
 }
 
 // A layerList is the steps of a stage and of those it is FROM that make layers, last first. Lists share their tails.

@@ -9,11 +9,12 @@ import (
 // Refs returns the images that the target and the stages it needs are made from (FROM, COPY --from, RUN --mount from), once each.
 //
 // Triggers (ONBUILD) of those images may need more, which nobody can know before their configurations are read: Lower asks for these.
-func (f *File) Refs(o Options) ([]BaseRef, error) {
+func (f *File) Refs(o Options) (_ []BaseRef, err error) {
 	b, err := f.prepare(o)
 	if err != nil {
 		return nil, err
 	}
+	defer func() { err = f.explain(b, err) }()
 	unknown := func(*stage) ([]string, error) { return nil, nil }
 	if err := b.reach(unknown); err != nil {
 		return nil, err
