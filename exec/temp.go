@@ -17,36 +17,59 @@ func TempDir(state, prefix string) (dir string, remove func() error, err error) 
 	if err := atomicfile.MkdirAll(tmp); err != nil {
 		return "", nil, err
 	}
-	sweep(tmp)
-	if dir, err = os.MkdirTemp(tmp, prefix); err != nil {
+	f, left, err := makeTemp(tmp, prefix)
+	for _, l := range left {
+		os.RemoveAll(l.Name())
+		l.Close()
+	}
+	if err != nil {
 		return "", nil, err
 	}
-	if err := atomicfile.Inherit(dir); err != nil {
-		return "", nil, errors.Join(err, os.Remove(dir))
-	}
-	f, err := os.Open(dir)
-	if err != nil {
-		return "", nil, errors.Join(err, os.Remove(dir))
-	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX); err != nil {
-		f.Close()
-		return "", nil, errors.Join(err, os.Remove(dir))
-	}
-	return dir, func() error { return errors.Join(os.RemoveAll(dir), f.Close()) }, nil
+	return f.Name(), func() error { return errors.Join(os.RemoveAll(f.Name()), f.Close()) }, nil
 }
 
-// sweep deletes what nobody holds. A directory between its making and its lock may be lost to it, so a fresh one is left alone: empty.
-func sweep(tmp string) {
+// makeTemp makes a directory and locks it, and locks those that nobody holds any more. Callers take turns by a flock on tmp, so that none
+// finds a directory that is made but not locked yet.
+func makeTemp(tmp, prefix string) (f *os.File, left []*os.File, err error) {
+	turn, err := os.Open(tmp)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer turn.Close()
+	if err := unix.Flock(int(turn.Fd()), unix.LOCK_EX); err != nil {
+		return nil, nil, &os.PathError{Op: "lock", Path: tmp, Err: err}
+	}
+	left = abandoned(tmp)
+	dir, err := os.MkdirTemp(tmp, prefix)
+	if err != nil {
+		return nil, left, err
+	}
+	err = atomicfile.Inherit(dir)
+	if err == nil {
+		f, err = os.Open(dir)
+	}
+	if err == nil {
+		err = unix.Flock(int(f.Fd()), unix.LOCK_EX)
+	}
+	if err != nil {
+		return nil, left, errors.Join(err, os.Remove(dir))
+	}
+	return f, left, nil
+}
+
+// abandoned locks the directories that nobody holds.
+func abandoned(tmp string) (left []*os.File) {
 	entries, _ := os.ReadDir(tmp)
 	for _, e := range entries {
-		dir := filepath.Join(tmp, e.Name())
-		f, err := os.Open(dir)
+		f, err := os.Open(filepath.Join(tmp, e.Name()))
 		if err != nil {
 			continue
 		}
-		if names, _ := f.Readdirnames(1); len(names) > 0 && unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil {
-			os.RemoveAll(dir)
+		if unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil {
+			left = append(left, f)
+		} else {
+			f.Close()
 		}
-		f.Close()
 	}
+	return left
 }

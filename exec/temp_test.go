@@ -19,6 +19,10 @@ func TestTempDir(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	empty := filepath.Join(state, "tmp", "empty")
+	if err := os.Mkdir(empty, 0o700); err != nil {
+		t.Fatal(err)
+	}
 	_, again, err := TempDir(state, "b-")
 	if err != nil {
 		t.Fatal(err)
@@ -28,6 +32,9 @@ func TestTempDir(t *testing.T) {
 	}
 	if _, err := os.Stat(left); err == nil {
 		t.Error("a directory of nobody's is still there")
+	}
+	if _, err := os.Stat(empty); err == nil {
+		t.Error("an empty directory of nobody's is still there")
 	}
 	for _, f := range []func() error{remove, again} {
 		if err := f(); err != nil {
