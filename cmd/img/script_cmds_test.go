@@ -34,7 +34,8 @@ type scriptCommand = func(ts *testscript.TestScript, neg bool, args []string)
 //	fixture NAME VAR      makes testdata/fixtures/NAME unless the cache has it; VAR becomes its path
 //	registry VAR [CONFIG] starts docker-registry; VAR becomes its HOST:PORT; CONFIG is more of its configuration, YAML
 //	gone PATTERN SECONDS  waits until no process has PATTERN in its command line
-//	web VAR DIR           serves a directory and the git repositories in it on loopback; VAR becomes its URL, DIR.log the requests
+//	web VAR DIR           serves a directory and the git repositories in it on loopback; VAR becomes its URL, DIR.log the requests;
+//	                      ?to=URL is a redirection, ?token=T wants that bearer token
 func (w *world) commands() map[string]scriptCommand {
 	return map[string]scriptCommand{
 		"img":      scriptImg,

@@ -29,8 +29,18 @@ func scriptWeb(ts *testscript.TestScript, neg bool, args []string) {
 		Env: []string{"GIT_PROJECT_ROOT=" + dir, "GIT_HTTP_EXPORT_ALL=1"}}
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		s := &statusWriter{ResponseWriter: w, status: http.StatusOK}
-		defer func() { log.line(r.Method + " " + r.URL.Path + " " + http.StatusText(s.status)) }()
+		defer func() {
+			line := r.Method + " " + r.URL.Path + " " + http.StatusText(s.status)
+			if auth := r.Header.Get("Authorization"); auth != "" {
+				line += " told " + auth
+			}
+			log.line(line)
+		}()
 		switch name := strings.TrimPrefix(r.URL.Path, "/"); {
+		case r.URL.Query().Has("to"):
+			http.Redirect(s, r, r.URL.Query().Get("to"), http.StatusFound)
+		case r.URL.Query().Has("token") && r.Header.Get("Authorization") != "Bearer "+r.URL.Query().Get("token"):
+			s.WriteHeader(http.StatusUnauthorized)
 		case strings.Contains(name, ".git/"):
 			repositories.ServeHTTP(s, r)
 		case strings.HasSuffix(name, ".plain"):
