@@ -659,3 +659,33 @@ func TestDaemon(t *testing.T) {
 		t.Errorf("%q, %v", got, err)
 	}
 }
+
+// git's ssh gets the agent that was given and nothing else of the caller's: no configuration, no key, no unknown host.
+func TestSSH(t *testing.T) {
+	f := newForge(t, false)
+	f.commit("r", "a=1")
+	bin := t.TempDir()
+	log := filepath.Join(bin, "log")
+	script := fmt.Sprintf("#!/bin/sh\nfor a; do echo \"$a\" >> %s; last=$a; done\necho $SSH_AUTH_SOCK $HOME >> %s\ncd %s && eval \"git -c safe.directory=* ${last#git-}\"\n", log, log, f.dir)
+	if err := os.WriteFile(filepath.Join(bin, "ssh"), []byte(script), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("PATH", bin+":"+os.Getenv("PATH"))
+	c := New(t.TempDir(), Options{SSHAgent: "/run/agent", KnownHosts: []string{"/etc/k", "/home/it's me/known_hosts"}})
+	got, _, err := fetched(t, c, &dag.Git{Remote: "git@h.test:r.git"})
+	if err != nil || got != "a 644 1" {
+		t.Errorf("%q, %v", got, err)
+	}
+	said, err := os.ReadFile(log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{
+		"-F\n/dev/null\n", "-o\nBatchMode=yes\n", "-o\nStrictHostKeyChecking=yes\n", "-o\nUserKnownHostsFile=\"/etc/k\" \"/home/it's me/known_hosts\"\n",
+		"-o\nIdentityFile=none\n", "git@h.test\n", "/run/agent /dev/null\n",
+	} {
+		if !strings.Contains(string(said), want) {
+			t.Errorf("ssh was not told %q, but\n%s", want, said)
+		}
+	}
+}
