@@ -1,6 +1,7 @@
 package dockerfile
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"maps"
@@ -127,7 +128,10 @@ func details(op dag.Op) []string {
 	case *dag.Pack:
 		f := fields("compression", op.Compression, "docker", op.Docker, "epoch", op.Epoch)
 		if op.Squash {
-			f = append(f, "squash-above="+sourceName(dag.Source{Input: op.Above}))
+			f = append(f, "squash-above="+cmp.Or(sourceName(dag.Source{Input: op.Above}), scratch))
+			for _, r := range op.FromContexts {
+				f = append(f, fmt.Sprintf("context-step=input:%d", r))
+			}
 		}
 		return f
 	case *dag.Manifest:

@@ -49,6 +49,7 @@ var behaviours = []struct {
 	{"forged overlay attributes are not believed", forged},
 	{"a cancelled commit leaves nothing", cancelled},
 	{"list and usage", listAndUsage},
+	{"squash", squash},
 }
 
 func write(name, content string) func(t *testing.T, root string) {
@@ -690,4 +691,54 @@ func listAndUsage(t *testing.T, open Opener) {
 			t.Errorf("%+v", i)
 		}
 	}
+}
+
+// squash: the change set from a base to a later snapshot has what is there now and what of the base is gone, and nothing of what came and went.
+func squash(t *testing.T, open Opener) {
+	s := open(t, t.TempDir())
+	base := Step(t, s, "", never, Script("mkdir -p d/sub e; echo 1 >d/sub/a; echo 2 >d/b; echo 3 >e/c; ln e/c l"))
+	n := Step(t, s, base, never, Script("rm -r d; echo >came; ln came went"))
+	n = Step(t, s, n, never, Script("mkdir -p d/sub; echo 4 >d/n; rm came"))
+	top := Step(t, s, n, never, Script("echo 5 >e/x; ln e/x e/again; ln -s n d/soft"))
+	for _, c := range []struct {
+		base snapshot.Name
+		want string
+	}{
+		{base, "d d|x d/b|f d/n|l d/soft|d d/sub|x d/sub/a|f e/again|f e/x=e/again|f went|"},
+		{n, "l d/soft|f e/again|f e/x=e/again|"},
+		{top, ""},
+		{"", "d d|f d/n|l d/soft|d d/sub|d e|f e/again|f e/c|f e/x=e/again|f l=e/c|f went|"},
+	} {
+		if got := squashed(t, s, c.base, top); got != c.want {
+			t.Errorf("over %q: %s, want %s", c.base, got, c.want)
+		}
+	}
+	if _, err := s.Squash(top, base); err == nil {
+		t.Error("a base was squashed over what was made of it")
+	}
+}
+
+func squashed(t *testing.T, s *snapshot.Store, base, top snapshot.Name) string {
+	t.Helper()
+	q, err := s.Squash(base, top)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer q.Close()
+	var out strings.Builder
+	err = q.Each(func(e snapshot.Entry, _ snapshot.Name) error {
+		if e.Path == "." {
+			return nil
+		}
+		fmt.Fprintf(&out, "%c %s", e.Type, e.Path)
+		if e.HardLink != "" {
+			out.WriteString("=" + e.HardLink)
+		}
+		out.WriteString("|")
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out.String()
 }
