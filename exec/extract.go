@@ -89,10 +89,15 @@ func (w *world) extract(ctx context.Context, blob *os.File, dir string, a extrac
 	case reply.Err != "" && reply.Errno != 0:
 		return nil, errnoError{errors.New(reply.Err), syscall.Errno(reply.Errno)}
 	case reply.Err != "":
-		return nil, errors.New(reply.Err)
+		return nil, badInput(reply.Err)
 	}
 	return reply.Applied, nil
 }
+
+// badInput is an error of the archive, not of this host.
+type badInput string
+
+func (e badInput) Error() string { return string(e) }
 
 // Extract is the extraction child.
 func Extract(args string) error {

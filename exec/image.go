@@ -168,6 +168,22 @@ func (x *Executor) unpackBase(ctx context.Context, op *dag.Image) error {
 	return nil
 }
 
+// A DamagedError is a layer of a base image that is not what its image says.
+type DamagedError struct{ Msg string }
+
+func (e *DamagedError) Error() string { return e.Msg }
+
+// WireKind implements inner.Kinder.
+func (e *DamagedError) WireKind() (string, any) { return "damaged", nil }
+
+func damaged(err error) error {
+	var bad badInput
+	if errors.As(err, &bad) {
+		return &DamagedError{err.Error()}
+	}
+	return err
+}
+
 type unpackArgs struct {
 	Parent snapshot.Name
 	Layers []unpackLayer
@@ -218,7 +234,7 @@ func (w *world) unpack(ctx context.Context, a unpackArgs, files []*os.File) (str
 				MediaType: string(l.Layer.Descriptor.MediaType), DiffID: l.Layer.DiffID.String(), IDs: w.setup.IDs,
 			})
 			if err != nil {
-				return fmt.Errorf("layer %s: %w", l.Layer.Descriptor.Digest, err)
+				return damaged(fmt.Errorf("layer %s: %w", l.Layer.Descriptor.Digest, err))
 			}
 			return nil
 		})

@@ -69,6 +69,8 @@ func fromWire(err error) error {
 		if json.Unmarshal(e.Data, &p.Stack) == nil {
 			return p
 		}
+	case "damaged":
+		return &DamagedError{e.Msg}
 	case "changed":
 		return &remoteError{e.Msg, errChanged}
 	}

@@ -38,6 +38,10 @@ func (b *build) blame(ctx context.Context, x *exec.Executor, outs map[dag.ID]cac
 		return err
 	}
 	p := &placed{err: err, pos: failed.Vertex.Pos}
+	if damaged := (*exec.DamagedError)(nil); errors.As(err, &damaged) {
+		p.hint = "a base image in the store is damaged: `img rm` its name, `img prune`, then pull, load or import it again"
+		return p
+	}
 	var gone *exec.NotFoundError
 	if errors.As(err, &gone) {
 		at := b.plan.Blame(failed.Vertex, dockerfile.Guilty{Source: gone.Path}, err)

@@ -794,7 +794,7 @@ func (c *BuildCmd) sandbox(r *buildRequest, g *Globals) (err error) {
 	if r.Agents, err = parseAgents(c.SSH, g.getenv); err != nil {
 		return err
 	}
-	r.Secrets, err = parseSecrets(c.Secret)
+	r.Secrets, err = parseSecrets(c.Secret, g.getenv)
 	return err
 }
 
@@ -821,13 +821,16 @@ func parseHosts(list []string) ([]dag.Host, error) {
 	return out, nil
 }
 
-func parseSecrets(list []string) (map[string]Secret, error) {
+func parseSecrets(list []string, getenv func(string) string) (map[string]Secret, error) {
 	out := map[string]Secret{}
 	for _, s := range list {
 		secret, err := parseSecret(s)
 		if err != nil {
 			// The value is not repeated: people put secrets where names belong.
 			return nil, usagef("--secret: %w", err)
+		}
+		if err := secret.there(getenv); err != nil {
+			return nil, err
 		}
 		out[secret.ID] = secret
 	}
@@ -888,6 +891,21 @@ func (s Secret) settle(kind string) (Secret, error) {
 		return s, fmt.Errorf("type must be file or env but is %q", kind)
 	}
 	return s, nil
+}
+
+// there looks early for the file, which a step may want only after an hour.
+func (s Secret) there(getenv func(string) string) error {
+	if s.Src == "" || s.Env != "" && getenv(s.Env) != "" {
+		return nil
+	}
+	_, err := os.Stat(s.Src)
+	if err != nil && s.Env != "" {
+		return withHint(exitUsage, fmt.Errorf("--secret id=%s: there is neither a variable nor a file of that name", s.ID), "--secret id=%s,src=FILE names the file, env=NAME the variable", s.ID)
+	}
+	if err != nil {
+		return usagef("--secret id=%s: %s: %w", s.ID, s.Src, rootCause(err))
+	}
+	return nil
 }
 
 // maxSecret is BuildKit's limit for one secret, in bytes.

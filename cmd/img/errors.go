@@ -148,6 +148,9 @@ func exitCode(ctx context.Context, err error) int {
 	if errors.As(err, &known) {
 		return known.code
 	}
+	if damaged := (*exec.DamagedError)(nil); errors.As(err, &damaged) {
+		return exitSource
+	}
 	var gone *fetch.Error
 	if errors.As(err, &gone) {
 		return exitSource

@@ -202,6 +202,10 @@ func (b *bases) local(ctx context.Context, ref string, p image.Platform) (*image
 	if err != nil {
 		return nil, err
 	}
+	if whole, herr := b.s.images.Has(ctx, d); herr == nil && !whole {
+		return nil, withHint(exitSource, fmt.Errorf("the local image %s is damaged: its manifest %s is not there or cut short", image.Familiar(ref), d.Digest),
+			"`img rm %s`, then pull, load or import it again", image.Familiar(ref))
+	}
 	img, err := image.Load(ctx, b.s.images, d, p)
 	pulled := b.pulled(ctx, ref)
 	if err == nil && (pulled || !b.implied) && !image.Runs(p, img.Config.Platform()) {

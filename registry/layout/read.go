@@ -64,7 +64,11 @@ func readArchive(ctx context.Context, r io.Reader, s *Store) ([]Named, error) {
 			return nil, fmt.Errorf("entry %.200q: %w", h.Name, err)
 		}
 	}
-	return a.images(ctx)
+	images, err := a.images(ctx)
+	if err == nil && len(images) == 0 {
+		err = errors.New("its table of contents names no image")
+	}
+	return images, err
 }
 
 // contents is what an archive holds, by the names in it. The names are keys of maps and never paths on disk.
