@@ -1,6 +1,6 @@
 package dag
 
-// An Op is what a vertex does. The set is closed: Image, Run, Copy, HTTP, Git, Mkdir, Pack, Manifest, Index.
+// An Op is what a vertex does. The set is closed: Image, Run, Copy, HTTP, Git, Mkdir, Merge, Pack, Manifest, Index.
 //
 // Every exported field of an op is part of the vertex's cache key, unless it carries the tag `key:"-"`; a test in
 // package exec changes each field and looks.
@@ -139,8 +139,6 @@ type Copy struct {
 	Chmod   string   `json:"chmod,omitempty"`
 	Exclude []string `json:"exclude,omitempty"`
 	Parents bool     `json:"parents,omitempty"`
-	// Link copies onto an empty layer: Base is not part of the key.
-	Link bool `json:"link,omitempty"`
 }
 
 // A CopySource is one place that a Copy takes files from.
@@ -202,6 +200,15 @@ type Mkdir struct {
 	User string `json:"user,omitempty"`
 }
 
+// Merge lays the changes of a step that began with nothing over another file system: the second half of COPY --link, whose first half is a
+// Copy onto Scratch that knows nothing of the base. Links of the base are not followed, its directories get the metadata of the step's,
+// and anything else of the step replaces what is there.
+type Merge struct {
+	Base Ref `json:"base"`
+	// Changes is a step whose base is Scratch.
+	Changes Ref `json:"changes"`
+}
+
 // Compressions of a Pack.
 const (
 	Uncompressed = "uncompressed"
@@ -238,6 +245,9 @@ type Manifest struct {
 	BaseLayers []Layer `json:"baseLayers,omitempty"`
 	// Packs are inputs that are Pack vertices, in layer order.
 	Packs []Ref `json:"packs,omitempty"`
+	// States are, beside Packs, the file systems with those layers, where they are not what was packed but a Merge; Scratch for the
+	// others. They tell nothing about the image, but which files belong to its layers. Nil where no layer has a Merge.
+	States []Ref `json:"states,omitempty" key:"-"`
 	// Docker makes Docker's media types.
 	Docker bool   `json:"docker,omitempty"`
 	Epoch  *int64 `json:"epoch,omitempty"`
@@ -272,6 +282,7 @@ func (*Copy) Kind() string     { return "copy" }
 func (*HTTP) Kind() string     { return "http" }
 func (*Git) Kind() string      { return "git" }
 func (*Mkdir) Kind() string    { return "mkdir" }
+func (*Merge) Kind() string    { return "merge" }
 func (*Pack) Kind() string     { return "pack" }
 func (*Manifest) Kind() string { return "manifest" }
 func (*Index) Kind() string    { return "index" }
@@ -282,6 +293,7 @@ func (*Copy) op()     {}
 func (*HTTP) op()     {}
 func (*Git) op()      {}
 func (*Mkdir) op()    {}
+func (*Merge) op()    {}
 func (*Pack) op()     {}
 func (*Manifest) op() {}
 func (*Index) op()    {}

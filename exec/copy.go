@@ -42,7 +42,6 @@ func (x *Executor) copyKey(ctx context.Context, h *cache.Hash, op *dag.Copy, in 
 	h.Line("chown", op.Chown)
 	h.Line("chmod", op.Chmod)
 	h.Line("parents", op.Parents)
-	h.Line("link", op.Link)
 	h.Line("exclude", op.Exclude)
 	for _, f := range op.Files {
 		h.Line("file", f.Name, f.Data)
@@ -324,9 +323,6 @@ func (c *copier) all(ctx context.Context, from []fromRef, sources []sourcePlan) 
 	if err := c.t.setOwner("--chown", c.op.Chown); err != nil {
 		return err
 	}
-	if c.op.Link {
-		c.t.fresh = map[string]bool{}
-	}
 	if c.t.mode, err = parseMode(c.op.Chmod); err != nil {
 		return err
 	}
@@ -542,10 +538,6 @@ type target struct {
 	times      []dirTime
 	// owners are intended owners that the disk cannot show: links and special files with ids outside the mapping.
 	owners map[string][2]uint32
-	// fresh, if not nil, makes the step write as onto an empty layer that is then laid over the root (--link): links of the root
-	// are not followed, a directory's metadata replace the root's, and anything else replaces what is there. It holds the
-	// directories that the step has made.
-	fresh map[string]bool
 	// replace makes files replace directories, and directories files: what archives do.
 	replace bool
 	// warnings are surprises to tell.
@@ -580,13 +572,6 @@ func (t *target) ownerOf(p string, _ uint64) (uid, gid uint32, ok bool) {
 // resolve returns a path with every link resolved inside the root; what does not exist yet stays as it is. Nothing else changes the
 // root meanwhile, and every use of the result refuses links.
 func (t *target) resolve(p string) (string, error) {
-	if t.fresh != nil {
-		if p = strings.TrimPrefix(path.Clean("/"+p), "/"); p == "" {
-			p = "."
-		}
-		t.replacesLink(p)
-		return p, nil
-	}
 	full, err := securejoin.SecureJoin(t.path, p)
 	if err != nil {
 		// The error names where the root is for now, which helps nobody.
@@ -631,11 +616,8 @@ func (t *target) open(p string, flags uint64) (int, error) {
 	return fd, nil
 }
 
-// isDir reports whether there is a directory at a path; what --link covers does not count.
+// isDir reports whether there is a directory at a path.
 func (t *target) isDir(p string) (bool, error) {
-	if t.fresh != nil {
-		return p == "." || t.fresh[p], nil
-	}
 	st, err := statIn(t.root, p)
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) {
 		return false, nil
@@ -673,10 +655,9 @@ func (t *target) mkdir(fd int, base, p string) (made bool, err error) {
 	if errors.Is(err, unix.EEXIST) {
 		var st unix.Stat_t
 		if err = unix.Fstatat(fd, base, &st, unix.AT_SYMLINK_NOFOLLOW); err == nil && st.Mode&unix.S_IFMT == unix.S_IFDIR {
-			t.made(p)
 			return false, nil
 		}
-		if err == nil && (t.replace || t.fresh != nil) {
+		if err == nil && t.replace {
 			if err = unix.Unlinkat(fd, base, 0); err == nil {
 				err = unix.Mkdirat(fd, base, 0o700)
 			}
@@ -687,14 +668,7 @@ func (t *target) mkdir(fd int, base, p string) (made bool, err error) {
 	if err != nil {
 		return false, &os.PathError{Op: "mkdir", Path: "/" + p, Err: err}
 	}
-	t.made(p)
 	return true, nil
-}
-
-func (t *target) made(p string) {
-	if t.fresh != nil {
-		t.fresh[p] = true
-	}
 }
 
 // setTimes gives directories their times, after everything in them has been made.

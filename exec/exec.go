@@ -98,7 +98,7 @@ func (x *Executor) Tier() int {
 }
 
 // Versions of what each kind of step does. A number is raised whenever a result may differ from the one that an older img made.
-var semantics = map[string]int{"image": 1, "run": 3, "copy": 4, "http": 1, "git": 1, "mkdir": 2, "pack": 2, "manifest": 2, "index": 1}
+var semantics = map[string]int{"image": 1, "run": 3, "copy": 5, "http": 1, "git": 1, "mkdir": 2, "merge": 1, "pack": 2, "manifest": 2, "index": 1}
 
 // Key implements engine.Executor.
 func (x *Executor) Key(ctx context.Context, v *dag.Vertex, in []cache.Output, h *cache.Hash) error {
@@ -119,6 +119,9 @@ func (x *Executor) Key(ctx context.Context, v *dag.Vertex, in []cache.Output, h 
 		return x.gitKey(ctx, h, op)
 	case *dag.Mkdir:
 		mkdirKey(h, op, in)
+		return nil
+	case *dag.Merge:
+		mergeKey(h, op, in)
 		return nil
 	case *dag.Pack:
 		packKey(h, op, in)
@@ -171,6 +174,8 @@ func (x *Executor) Exec(ctx context.Context, v *dag.Vertex, in []cache.Output, l
 		out, err = x.git(ctx, op)
 	case *dag.Mkdir:
 		out, warnings, err = x.mkdir(ctx, op, in)
+	case *dag.Merge:
+		out, warnings, err = x.merge(ctx, op, in)
 	case *dag.Pack:
 		out, err = x.pack(ctx, op, in)
 	case *dag.Manifest:

@@ -99,7 +99,7 @@ func (x *Executor) manifest(ctx context.Context, op *dag.Manifest, in []cache.Ou
 	return encode(Built{img.Descriptor, cd.Digest})
 }
 
-// layersOf returns the image's layers, the snapshots that the packed ones were made of ("" for base layers), and when those were packed.
+// layersOf returns the image's layers, the snapshots with each of them on top ("" for base layers), and when they were packed.
 func layersOf(op *dag.Manifest, in []cache.Output) (layers []image.Layer, names []snapshot.Name, times []time.Time, err error) {
 	add := func(l dag.Layer, n snapshot.Name) error {
 		d, err := descriptor(l)
@@ -115,13 +115,17 @@ func layersOf(op *dag.Manifest, in []cache.Output) (layers []image.Layer, names 
 			return nil, nil, nil, err
 		}
 	}
-	for _, r := range op.Packs {
+	for i, r := range op.Packs {
 		p, err := decode[packed](in[r])
 		if err != nil {
 			return nil, nil, nil, err
 		}
 		times = append(times, time.Unix(p.Created, 0).UTC())
-		if err := add(p.Layer, p.Snapshot); err != nil {
+		state := p.Snapshot
+		if i < len(op.States) && op.States[i] != dag.Scratch {
+			state = name(op.States[i], in)
+		}
+		if err := add(p.Layer, state); err != nil {
 			return nil, nil, nil, err
 		}
 	}

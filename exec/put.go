@@ -62,7 +62,7 @@ func (t *target) clear(fd int, base, p string) error {
 		return nil
 	case !errors.Is(err, unix.EISDIR):
 		return &os.PathError{Op: "remove", Path: "/" + p, Err: err}
-	case t.replace || t.fresh != nil && !t.fresh[p]:
+	case t.replace:
 		return os.RemoveAll(fmt.Sprintf("/proc/self/fd/%d/%s", fd, base))
 	}
 	return fmt.Errorf("cannot replace to directory %q with file", "/"+p)
@@ -91,7 +91,7 @@ func (t *target) pass(p string, e snapshot.Entry) error {
 	if err != nil {
 		return notDir(err, p)
 	}
-	if made || t.fresh != nil {
+	if made {
 		t.later(p, e.MTime)
 		return t.restore(fd, base, p, e)
 	}

@@ -2,10 +2,7 @@ package exec
 
 import (
 	"fmt"
-	"path"
 	"slices"
-
-	"golang.org/x/sys/unix"
 
 	"img/cache"
 	"img/dag"
@@ -59,26 +56,6 @@ func (c *copier) destination(dst string, e snapshot.Entry) {
 	}
 	if !c.t.chown && (e.UID != 0 || e.GID != 0) {
 		c.t.warn(ruleDirectoryMetadata, "\"/%s\" is made with the owner 0:0, not with the source directory's %d:%d; --chown sets one", dst, e.UID, e.GID)
-	}
-}
-
-// replacesLink looks for links on the way to a destination of --link, which replaces them: "/lib/x" turns /lib, a link to usr/lib, into
-// a directory that holds x alone.
-func (t *target) replacesLink(dst string) {
-	at := "."
-	for _, name := range split(dst) {
-		at = path.Join(at, name)
-		if t.fresh[at] {
-			continue
-		}
-		st, err := statIn(t.root, at)
-		if err != nil {
-			return // nothing is there, so nothing is below
-		}
-		if st.Mode&unix.S_IFMT == unix.S_IFLNK {
-			t.warn(ruleLinkReplacesLink, "--link does not follow the symbolic link \"/%s\" of the image: the copy replaces it", at)
-			return
-		}
 	}
 }
 

@@ -49,6 +49,7 @@ func Serve(broken error) error {
 		"run":     handle(w.run),
 		"copy":    handle(w.copy),
 		"fetched": handle(w.fetched),
+		"merge":   handle(w.merge),
 		"mkdir":   handle(w.mkdir),
 		"pack":    handle(w.pack),
 		"unpack":  handle(w.unpack),

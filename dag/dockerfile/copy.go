@@ -21,7 +21,7 @@ var mainContext = dag.Source{Context: dag.MainContext, Input: dag.Scratch}
 func (l *lowering) copy(s *stage, c command, i *instructions.CopyCommand) error {
 	v := &dag.Vertex{}
 	in := inputs{v}
-	op := &dag.Copy{Base: in.ref(s.files), Chown: i.Chown, Chmod: i.Chmod, Exclude: i.ExcludePatterns, Parents: i.Parents, Link: i.Link}
+	op := &dag.Copy{Base: in.ref(copyBase(s, i.Link, i.Chmod)), Chown: i.Chown, Chmod: i.Chmod, Exclude: i.ExcludePatterns, Parents: i.Parents}
 	v.Op = op
 	local := mainContext
 	if len(c.from) > 0 {
@@ -52,13 +52,21 @@ func (l *lowering) copy(s *stage, c command, i *instructions.CopyCommand) error 
 	if len(c.from) == 0 {
 		l.excluded(s, c, i.SourcePaths, "Copy")
 	}
-	return l.files(s, c, v, op, i.SourcesAndDest, "COPY", i.String())
+	return l.files(s, c, v, op, i.SourcesAndDest, copyWords{"COPY", i.String(), i.Link})
+}
+
+// copyBase is what a copy is made onto: with --link nothing. --chmod turns --link off, as BuildKit does.
+func copyBase(s *stage, link bool, chmod string) dag.ID {
+	if link && chmod == "" {
+		return dag.Empty
+	}
+	return s.files
 }
 
 func (l *lowering) add(s *stage, c command, i *instructions.AddCommand) error {
 	v := &dag.Vertex{}
 	in := inputs{v}
-	op := &dag.Copy{Base: in.ref(s.files), Chown: i.Chown, Chmod: i.Chmod, Exclude: i.ExcludePatterns, Link: i.Link}
+	op := &dag.Copy{Base: in.ref(copyBase(s, i.Link, i.Chmod)), Chown: i.Chown, Chmod: i.Chmod, Exclude: i.ExcludePatterns}
 	v.Op = op
 	for _, src := range i.SourcePaths {
 		from, err := l.addSource(s, c, i, in, src)
@@ -80,7 +88,7 @@ func (l *lowering) add(s *stage, c command, i *instructions.AddCommand) error {
 	if err := checkChecksum(i); err != nil {
 		return err
 	}
-	return l.files(s, c, v, op, i.SourcesAndDest, "ADD", i.String())
+	return l.files(s, c, v, op, i.SourcesAndDest, copyWords{"ADD", i.String(), i.Link})
 }
 
 // addSource is one source of an ADD: files of the context, a URL or a repository.
@@ -194,8 +202,14 @@ func checkChecksum(i *instructions.AddCommand) error {
 	return nil
 }
 
+// copyWords are an instruction's keyword and text, and whether it has --link.
+type copyWords struct {
+	keyword, text string
+	link          bool
+}
+
 // files lowers what COPY and ADD have in common.
-func (l *lowering) files(s *stage, c command, v *dag.Vertex, op *dag.Copy, paths instructions.SourcesAndDest, keyword, text string) error {
+func (l *lowering) files(s *stage, c command, v *dag.Vertex, op *dag.Copy, paths instructions.SourcesAndDest, w copyWords) error {
 	if err := checkMode(op.Chmod); err != nil {
 		return err
 	}
@@ -209,25 +223,31 @@ func (l *lowering) files(s *stage, c command, v *dag.Vertex, op *dag.Copy, paths
 	if len(op.Sources) == 0 { // heredocs alone: nothing is read
 		v.Inputs = v.Inputs[:min(len(v.Inputs), int(op.Base)+1)]
 	}
-	l.copyTraps(s, c, op, paths.SourcePaths, keyword)
-	if op.Chmod != "" {
-		op.Link = false // as BuildKit does
-	}
+	l.copyTraps(s, c, op, paths.SourcePaths, w)
 	if err := l.ownerNames(c, op); err != nil {
 		return err
 	}
-	l.step(s, c, v, l.expandName(l.lex, text, s.env))
-	s.remember(copyText(keyword, op, paths), true)
+	base := s.files
+	l.step(s, c, v, l.expandName(l.lex, w.text, s.env))
+	if op.Base == dag.Scratch && base != dag.Empty {
+		l.merge(s, v, base)
+	}
+	s.remember(copyText(w.keyword, op, paths), true)
 	return nil
+}
+
+// merge lays a step that was made onto nothing over the base. The step itself is the layer.
+func (l *lowering) merge(s *stage, step *dag.Vertex, base dag.ID) {
+	v := &dag.Vertex{Name: "LINK " + step.Name, Pos: step.Pos, Stage: step.Stage, Platform: step.Platform, Skip: step.Skip}
+	in := inputs{v}
+	v.Op = &dag.Merge{Base: in.ref(base), Changes: in.ref(step.ID)}
+	s.files = l.graph.Add(v)
+	s.layers.state = s.files
 }
 
 // ownerNames refuses names in --chown where there is no root to look them up in: BuildKit fails then, too, by "invalid user index: -1".
 func (l *lowering) ownerNames(c command, op *dag.Copy) error {
-	where := "on an empty root"
-	switch {
-	case op.Link:
-		where = "with --link, which copies onto an empty root"
-	case op.Base != dag.Scratch:
+	if op.Base != dag.Scratch {
 		return nil
 	}
 	for part := range strings.SplitSeq(op.Chown, ":") {
@@ -235,7 +255,7 @@ func (l *lowering) ownerNames(c command, op *dag.Copy) error {
 			continue
 		}
 		return &Error{Pos: l.f.word(l.f.at(c.Location()), "--chown"),
-			Err:  fmt.Errorf("invalid user index: there is no /etc/passwd to find %q in %s (--chown=%s)", part, where, op.Chown),
+			Err:  fmt.Errorf("invalid user index: there is no /etc/passwd to find %q in: scratch, and --link, copy onto an empty root (--chown=%s)", part, op.Chown),
 			Hint: "give the ids as numbers: --chown=UID:GID"}
 	}
 	return nil

@@ -160,7 +160,7 @@ func (l *lowering) meaning() (string, error) {
 	for _, s := range l.stages {
 		var layers []int
 		for at := s.layers; at != nil; at = at.below {
-			layers = append(layers, int(at.of))
+			layers = append(layers, int(at.of), int(at.state))
 		}
 		if err := out.Encode([]any{s.name, s.source.DocComment, s.files, layers, s.meta, s.config, s.past.entries(), formatPlatform(s.platform)}); err != nil {
 			return "", err

@@ -93,8 +93,7 @@ func (l *lowering) stage(s *stage) error {
 	}
 	s.lint = from
 	for i, id := range s.steps {
-		v := l.graph.Vertex(id)
-		v.Step, v.Steps = i+1, len(s.steps)
+		l.number(id, i+1, len(s.steps))
 	}
 	s.lowered = true
 	return nil
@@ -114,6 +113,19 @@ func (l *lowering) carryOut(s *stage, c command) error {
 		return nil
 	}
 	return l.spend(len(s.past.entry.CreatedBy))
+}
+
+// number gives a step its number, and the Merge that follows a COPY --link the same.
+func (l *lowering) number(id dag.ID, step, steps int) {
+	v := l.graph.Vertex(id)
+	v.Step, v.Steps = step, steps
+	if int(id)+1 == len(l.graph.Vertices) {
+		return
+	}
+	next := l.graph.Vertex(id + 1)
+	if m, ok := next.Op.(*dag.Merge); ok && next.Inputs[m.Changes] == id {
+		next.Step, next.Steps = step, steps
+	}
 }
 
 // begin gives a stage what its base leaves it.
@@ -204,7 +216,7 @@ func (l *lowering) fromOutside(s *stage) error {
 	s.files = r.files
 	if r.image == nil {
 		s.meta, s.config = emptyMeta(s.platform), s.emptyConfig()
-		s.layers = &layerList{of: r.files}
+		s.layers = &layerList{of: r.files, state: r.files}
 		s.past = &history{entry: historyEntry{CreatedBy: "FROM " + s.outside.ref, Comment: exporterComment}}
 		return nil
 	}
@@ -400,7 +412,7 @@ func (l *lowering) step(s *stage, c command, v *dag.Vertex, name string) {
 	s.files = l.graph.Add(v)
 	l.keepText(s, c, s.files)
 	s.steps = append(s.steps, s.files)
-	s.layers = &layerList{of: s.files, below: s.layers}
+	s.layers = &layerList{of: s.files, state: s.files, below: s.layers}
 }
 
 func upperKeyword(text string) string {
@@ -427,8 +439,9 @@ func (l *lowering) plan() (*Plan, error) {
 
 // A layerList is the steps of a stage and of those it is FROM that make layers, last first. Lists share their tails.
 type layerList struct {
-	of    dag.ID
-	below *layerList
+	// of is the step; state is the file system after it, which is another vertex where the step was merged (COPY --link).
+	of, state dag.ID
+	below     *layerList
 }
 
 // manifest adds a Pack for each layer, and the Manifest.
@@ -459,12 +472,20 @@ func (l *lowering) manifest(t *stage, config []byte) dag.ID {
 		op.Packs = []dag.Ref{in.ref(l.graph.Add(l.squash(t, &pack)))}
 		return l.graph.Add(m)
 	}
-	for _, step := range t.layerSteps() {
-		of := l.graph.Vertex(step)
+	steps := t.layerSteps()
+	merged := slices.ContainsFunc(steps, func(at *layerList) bool { return at.state != at.of })
+	for _, at := range steps {
+		of := l.graph.Vertex(at.of)
 		pack := pack
 		pack.FromContext = pack.Epoch != nil && l.fromContext(of)
-		id := l.graph.Add(&dag.Vertex{Op: &pack, Inputs: []dag.ID{step}, Pos: of.Pos, Name: "layer of " + of.Name, Stage: of.Stage, Platform: of.Platform})
+		id := l.graph.Add(&dag.Vertex{Op: &pack, Inputs: []dag.ID{at.of}, Pos: of.Pos, Name: "layer of " + of.Name, Stage: of.Stage, Platform: of.Platform})
 		op.Packs = append(op.Packs, in.ref(id))
+		switch {
+		case at.state != at.of:
+			op.States = append(op.States, in.ref(at.state))
+		case merged:
+			op.States = append(op.States, dag.Scratch)
+		}
 	}
 	return l.graph.Add(m)
 }

@@ -113,7 +113,7 @@ func details(op dag.Op) []string {
 			}
 			f = append(f, d...)
 		}
-		f = append(f, fields("dest", op.Dest, "chown", op.Chown, "chmod", op.Chmod, "exclude", op.Exclude, "parents", op.Parents, "link", op.Link)...)
+		f = append(f, fields("dest", op.Dest, "chown", op.Chown, "chmod", op.Chmod, "exclude", op.Exclude, "parents", op.Parents)...)
 		for _, h := range op.Files {
 			f = append(f, fmt.Sprintf("file=%s:%q", h.Name, h.Data))
 		}
@@ -125,6 +125,8 @@ func details(op dag.Op) []string {
 			"skip-submodules", op.SkipSubmodules, "mtime", op.MTime, "fetch-by-commit", op.FetchByCommit)
 	case *dag.Mkdir:
 		return fields("path", op.Path, "user", op.User)
+	case *dag.Merge:
+		return fields("changes", fmt.Sprintf("input:%d", op.Changes))
 	case *dag.Pack:
 		f := fields("compression", op.Compression, "docker", op.Docker, "epoch", op.Epoch)
 		if op.Squash {

@@ -8,10 +8,10 @@ import (
 	"img/dag"
 )
 
-// layerSteps are the vertices that make the layers of a stage above its base image, first to last.
-func (s *stage) layerSteps() (steps []dag.ID) {
+// layerSteps are the steps that make the layers of a stage above its base image, first to last.
+func (s *stage) layerSteps() (steps []*layerList) {
 	for at := s.layers; at != nil; at = at.below {
-		steps = append(steps, at.of)
+		steps = append(steps, at)
 	}
 	slices.Reverse(steps)
 	return steps
@@ -41,9 +41,9 @@ func (l *lowering) squash(t *stage, pack *dag.Pack) *dag.Vertex {
 	if !l.o.SquashAll {
 		pack.Above = in.ref(t.root)
 	}
-	for _, step := range t.layerSteps() {
-		if pack.Epoch != nil && l.fromContext(l.graph.Vertex(step)) {
-			pack.FromContexts = append(pack.FromContexts, in.ref(step))
+	for _, at := range t.layerSteps() {
+		if pack.Epoch != nil && l.fromContext(l.graph.Vertex(at.of)) {
+			pack.FromContexts = append(pack.FromContexts, in.ref(at.state))
 		}
 	}
 	return v

@@ -105,10 +105,10 @@ func (b *build) runDash(lint *linter.Linter, c *instructions.RunCommand) {
 }
 
 // copyTraps warns of what BuildKit's COPY and ADD do without a word.
-func (l *lowering) copyTraps(s *stage, c command, op *dag.Copy, paths []string, keyword string) {
+func (l *lowering) copyTraps(s *stage, c command, op *dag.Copy, paths []string, w copyWords) {
 	pos := l.f.at(c.Location())
-	if op.Link && op.Chmod != "" {
-		l.warn(s.lint, ruleLinkIgnored, l.f.word(pos, "--link"), keyword+" --link has no effect together with --chmod")
+	if w.link && op.Chmod != "" {
+		l.warn(s.lint, ruleLinkIgnored, l.f.word(pos, "--link"), w.keyword+" --link has no effect together with --chmod")
 	}
 	for _, src := range paths {
 		if name := lookAlike(src); name != "" {

@@ -44,6 +44,7 @@ var behaviours = []struct {
 	{"trees are read from any mapping", otherMap},
 	{"setgid and umask do not leak in", setgid},
 	{"staging keeps the root's attributes", stagedRoot},
+	{"a change set is laid over another parent", laid},
 	{"a big tree", bigTree},
 	{"long names and deep paths", deepPaths},
 	{"forged overlay attributes are not believed", forged},
@@ -580,6 +581,55 @@ func stagedRoot(t *testing.T, open Opener) {
 }
 
 // bigTree is more than what a reader keeps in memory, so that searches go over the file.
+func laid(t *testing.T, open Opener) {
+	dir := t.TempDir()
+	s := open(t, dir)
+	defer left(t, s, dir)
+	base := Step(t, s, "", never, Script(`chmod 711 .; mkdir -p etc usr/lib full/of; echo old >etc/file; echo k >etc/kept; ln -s usr/lib lib
+		echo x >full/of/x; echo l >usr/lib/l; echo was >dir`))
+	changes := Step(t, s, "", never, Script(`mkdir -m 700 etc; echo new >etc/file; mkdir lib; echo n >lib/n; ln lib/n lib/m; echo f >full
+		mkdir dir; ln -s nowhere dir/l`))
+	n, err := s.Lay(context.Background(), changes, base)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if again, err := s.Lay(context.Background(), changes, base); err != nil || again != n {
+		t.Errorf("laid again: %s, %v, want %s", again, err, n)
+	}
+	// The name is what a step would get that does the same.
+	same := Step(t, s, base, never, Script(`chmod 700 etc; echo new >etc/file; rm lib; mkdir lib; echo n >lib/n; ln lib/n lib/m; rm -r full; echo f >full
+		rm dir; mkdir dir; ln -s nowhere dir/l`))
+	if same != n {
+		t.Errorf("name %s, a step that does the same: %s\n%s\n%s", n, same, Tree(t, s, n), Tree(t, s, same))
+	}
+	if a, b := Tree(t, s, n), Tree(t, s, changes); a != b {
+		t.Errorf("tree\n%s, want\n%s", a, b)
+	}
+	sameFiles(t, s, n)
+	if p, err := s.Parent(n); err != nil || p != base {
+		t.Errorf("parent %s, %v, want %s", p, err, base)
+	}
+	// A step upon it changes nothing of where the files came from.
+	top := Step(t, s, n, never, Script(`test "$(stat -c %a .)" = 711; test "$(cat etc/kept lib/n usr/lib/l)" = "k
+n
+l"; echo more >>lib/n; rm -r etc`))
+	sameFiles(t, s, top)
+	sameFiles(t, s, changes)
+	sameFiles(t, s, n)
+
+	// The source may go.
+	if err := s.Remove(changes); err != nil {
+		t.Fatal(err)
+	}
+	sameFiles(t, s, n)
+	if _, err := s.Lay(context.Background(), changes, base); !errors.Is(err, snapshot.ErrNotExist) {
+		t.Errorf("laying what is gone: %v", err)
+	}
+	if _, err := s.Lay(context.Background(), top, base); err == nil {
+		t.Error("a change set upon another parent was laid over this one")
+	}
+}
+
 func bigTree(t *testing.T, open Opener) {
 	s := open(t, t.TempDir())
 	n := Step(t, s, "", never, Script("for d in a b c d e; do mkdir $d; for i in $(seq 400); do : >$d/f$i; done; done"))
