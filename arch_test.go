@@ -116,3 +116,27 @@ func imports(t *testing.T) map[string][]string {
 	}
 	return found
 }
+
+// TestChecksAreDocumented: docs/checks.md has a row for every rule of our own.
+func TestChecksAreDocumented(t *testing.T) {
+	doc, err := os.ReadFile("docs/checks.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := 0
+	for _, name := range []string{"dag/dockerfile/traps.go", "exec/warn.go", "cmd/img/contexts.go"} {
+		src, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range regexp.MustCompile(`(?:\trule\w+ += |\.find\()"(\w+)"`).FindAllStringSubmatch(string(src), -1) {
+			n++
+			if !strings.Contains(string(doc), "\n| "+m[1]+" |") {
+				t.Errorf("docs/checks.md has no row for %s", m[1])
+			}
+		}
+	}
+	if n < 19 {
+		t.Errorf("only %d rules found", n)
+	}
+}

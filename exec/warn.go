@@ -20,9 +20,6 @@ const (
 	ruleSecretNotGiven    = "SecretNotGiven"
 )
 
-// Rules are the names of the warnings that steps give.
-var Rules = []string{rulePatternNoMatch, ruleUnknownOwner, ruleOverwritesItself, ruleLinkReplacesLink, ruleDirectoryMetadata, ruleSecretNotGiven}
-
 // warn notes a surprise, once.
 func (t *target) warn(rule, format string, args ...any) {
 	w := cache.Warning{Rule: rule, Text: fmt.Sprintf(format, args...)}

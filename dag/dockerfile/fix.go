@@ -50,6 +50,7 @@ type fixer struct {
 	o       Options
 	base    func(BaseRef) (*image.Image, error)
 	meaning string
+	tries   int
 	out     *Fixed
 }
 
@@ -85,17 +86,31 @@ func (x *fixer) look(src []byte) ([]finding, string, error) {
 	return out, meaning, err
 }
 
-// round applies all repairs that are found, or as many as keep the meaning, and returns what is found then.
+// round applies all repairs that are found, or those that keep the meaning, and returns what is found then.
 func (x *fixer) round(found []finding) []finding {
 	if next, ok := x.take(found); ok {
 		return next
 	}
-	found = slices.DeleteFunc(found, func(f finding) bool {
-		_, _, _, ok := x.try([]finding{f})
-		return !ok
-	})
-	next, _ := x.take(found)
+	next, _ := x.take(x.harmless(found))
 	return next
+}
+
+// maxTries bounds how often a file is lowered to find the repairs that would change its meaning. What is not tried is not repaired.
+const maxTries = 64
+
+// harmless are the repairs that keep the meaning, found by halves: mostly few do not.
+func (x *fixer) harmless(found []finding) []finding {
+	if len(found) == 0 || x.tries >= maxTries {
+		return nil
+	}
+	if _, _, _, ok := x.try(found); ok {
+		return found
+	}
+	if len(found) == 1 {
+		return nil
+	}
+	half := len(found) / 2
+	return append(slices.Clip(x.harmless(found[:half])), x.harmless(found[half:])...)
 }
 
 // take applies repairs if the text then means the same, and returns what is found in it.
@@ -112,6 +127,7 @@ func (x *fixer) take(found []finding) ([]finding, bool) {
 }
 
 func (x *fixer) try(found []finding) (src []byte, done, next []finding, ok bool) {
+	x.tries++
 	src, done = apply(x.out.Source, found)
 	if len(done) == 0 || string(src) == string(x.out.Source) {
 		return nil, nil, nil, false

@@ -125,3 +125,20 @@ func FuzzExpand(f *testing.F) {
 		}
 	})
 }
+
+// FuzzFix: what is fixed needs no more fixing, can be read, and builds the same.
+func FuzzFix(f *testing.F) {
+	for _, src := range []string{
+		"from scratch as A\nenv a \"b c\" d\\ e\nexpose 80/TCP 1:2\n", "FROM --platform=$TARGETPLATFORM \\\n\n a AS B\nRUN <<E\n\nx\nE\n",
+		"# escape=`\nFROM scratch\nENV a b `\n\n c\n", "FROM scratch\r\nLABEL a  b\r\nWORKDIR x/../y\r\n", "\ufeffFROM scratch\nEnv é ü ö\n",
+		"FROM scratch\nENV a =b\nENV c 'd\ne", "ARG A=1\nfrom scratch\nONBUILD env a b\nCMD [ \"a\" ]",
+	} {
+		f.Add(src)
+	}
+	f.Fuzz(func(t *testing.T, src string) {
+		if len(src) > 1<<14 {
+			return
+		}
+		fixKeepsTheImage(t, "fuzz", src, bases(t, &txtar.Archive{}))
+	})
+}
