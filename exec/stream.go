@@ -163,7 +163,7 @@ func unpackStream(ctx context.Context, r io.Reader, dir string) (*Stream, error)
 		return nil, err
 	}
 	defer root.Close()
-	u := &streamer{ctx: ctx, root: root, in: &countingReader{r: r}, made: &Stream{}, buf: make([]byte, 256<<10)}
+	u := &streamer{ctx: ctx, root: root, in: &countingReader{r: r}, made: &Stream{}, buf: make([]byte, len(zeros))}
 	u.tar = tar.NewReader(u.in)
 	if err := u.all(); err != nil {
 		return nil, err
@@ -352,7 +352,7 @@ func (u *streamer) file(name string, h *tar.Header) error {
 		return err
 	}
 	defer f.Close()
-	if _, err := io.CopyBuffer(struct{ io.Writer }{f}, struct{ io.Reader }{streamContent{u}}, u.buf); err != nil {
+	if err := u.fill(f); err != nil {
 		return err
 	}
 	if err := u.dress(f, name, h, 0o400, heldFileMode); err != nil {
@@ -362,6 +362,27 @@ func (u *streamer) file(name string, h *tar.Header) error {
 		u.made.Newest = h.ModTime
 	}
 	return errors.Join(f.Close(), u.setTime(name, h))
+}
+
+var zeros [256 << 10]byte
+
+// fill writes the content of the current entry. Zeros stay holes: a sparse file takes no more room than it did.
+func (u *streamer) fill(f *os.File) error {
+	for at := int64(0); ; {
+		n, err := streamContent{u}.Read(u.buf)
+		if !bytes.Equal(u.buf[:n], zeros[:n]) {
+			if _, err := f.WriteAt(u.buf[:n], at); err != nil {
+				return err
+			}
+		}
+		at += int64(n)
+		if errors.Is(err, io.EOF) {
+			return f.Truncate(at)
+		}
+		if err != nil {
+			return err
+		}
+	}
 }
 
 func (u *streamer) dir(name string, h *tar.Header) error {

@@ -229,7 +229,10 @@ func (b *build) load(ctx context.Context, name string, c NamedContext, p *place)
 		return b.fetchHTTP(ctx, name, c.Value, p)
 	}
 	info, err := os.Stat(c.Value)
-	if err != nil {
+	if err != nil && strings.Contains(c.Value, "://") {
+		return withHint(exitUsage, fmt.Errorf("%s %s: there is no such directory, and no such kind of address", contextTitle(name), fetch.Redact(c.Value)),
+			"contexts are directories, git repositories (http, https, ssh, git) and http(s) URLs")
+	} else if err != nil {
 		return withCode(exitUsage, fmt.Errorf("%s: %w", contextTitle(name), err))
 	}
 	if !info.IsDir() {
@@ -494,7 +497,7 @@ func (b *build) textDockerfile(p *place) error {
 func (b *build) find(rule, text string) {
 	b.places.mu.Lock()
 	defer b.places.mu.Unlock()
-	b.found = append(b.found, dockerfile.Warning{Rule: rule, Text: text})
+	b.found = append(b.found, dockerfile.Warning{Rule: rule, Text: text, Own: true})
 }
 
 // shortName is a path as people typed it, or relative to where they are.
