@@ -365,15 +365,15 @@ func portRange(text string) (first, last int, err error) {
 	if !isRange {
 		to = from
 	}
-	a, errA := strconv.ParseUint(from, 10, 16)
-	z, errZ := strconv.ParseUint(to, 10, 16)
+	a, errA := strconv.Atoi(from) // which takes a sign, as BuildKit does
+	z, errZ := strconv.Atoi(to)
 	if err := errors.Join(errA, errZ); err != nil {
 		return 0, 0, err
 	}
-	if z < a {
+	if a < 0 || a > 65535 || z < a || z > 65535 {
 		return 0, 0, fmt.Errorf("invalid port range: %s", text)
 	}
-	return int(a), int(z), nil
+	return a, z, nil
 }
 
 // signals are the names that moby/sys/signal knows for Linux, without SIG.

@@ -342,6 +342,18 @@ func (b *build) lookAlikeStage(s *stage, x outside, stages []*stage, pos dag.Pos
 	}
 }
 
+// targetHint says what was meant by a target. A number is none, as in BuildKit, although --from takes it.
+func (b *build) targetHint() string {
+	i, err := strconv.Atoi(b.o.Target)
+	switch {
+	case err != nil || i < 0 || i >= len(b.stages):
+		return didYouMean(nearest(b.o.Target, b.stageNames))
+	case b.stages[i].name == "":
+		return fmt.Sprintf("targets are names, and stage %d has none: give it one, FROM %s AS NAME", i, b.stages[i].source.BaseName)
+	}
+	return fmt.Sprintf("targets are names: stage %d is %q", i, b.stages[i].name)
+}
+
 func (b *build) findTarget() error {
 	if b.o.Target == "" {
 		b.target = b.stages[len(b.stages)-1]
@@ -350,7 +362,7 @@ func (b *build) findTarget() error {
 	s, ok := b.byName[strings.ToLower(b.o.Target)]
 	if !ok {
 		return &Error{Pos: dag.Pos{File: b.f.name}, Err: fmt.Errorf("target stage %q could not be found", b.o.Target),
-			Hint: didYouMean(nearest(b.o.Target, b.stageNames))}
+			Hint: b.targetHint()}
 	}
 	b.target = s
 	return nil

@@ -147,8 +147,8 @@ func (l *lowering) excluded(s *stage, c command, paths []string, verb string) {
 	}
 }
 
-// replacement is "${x/pattern/" or "${x//pattern/", up to the replacement.
-var replacement = regexp.MustCompile(`\$\{[A-Za-z_][A-Za-z0-9_]*//?(?:[^/}\\]|\\.)+/`)
+// replacement is "${x//pattern/", up to the replacement.
+var replacement = regexp.MustCompile(`\$\{[A-Za-z_][A-Za-z0-9_]*//(?:[^/}\\]|\\.)+/`)
 
 // replacementTrap: BuildKit replaces by regular expression, so that $1 in a replacement stands for a group, of which there is none.
 func (l *lowering) replacementTrap(s *stage, c instructions.Command, word string) {
