@@ -107,33 +107,43 @@ func (l *lowering) addSource(s *stage, c command, i *instructions.AddCommand, in
 
 // addURL adds the vertex of a URL. What comes from the web is not unpacked, unless that is asked for.
 func (l *lowering) addURL(s *stage, c command, i *instructions.AddCommand, in inputs, src string) (dag.CopySource, error) {
-	op := &dag.HTTP{URL: src, Name: urlName(src), Checksum: i.Checksum}
-	if err := checkDigest(i.Checksum); err != nil {
+	op, err := urlOp(i, src)
+	if err != nil {
 		return dag.CopySource{}, err
 	}
 	id := l.fetch(s, c, op, *op, src)
 	return dag.CopySource{From: dag.Source{Input: in.ref(id)}, Paths: []string{op.Name}, Literal: true, Unpack: i.Unpack != nil && *i.Unpack}, nil
 }
 
-// addGit adds the vertex of a repository. The instruction's options and the address's must agree.
+func urlOp(i *instructions.AddCommand, src string) (*dag.HTTP, error) {
+	return &dag.HTTP{URL: src, Name: urlName(src), Checksum: i.Checksum}, checkDigest(i.Checksum)
+}
+
+// addGit adds the vertex of a repository.
 func (l *lowering) addGit(s *stage, c command, i *instructions.AddCommand, in inputs, g *gitSource) (dag.CopySource, error) {
+	op, err := gitOp(i, g)
+	if err != nil {
+		return dag.CopySource{}, err
+	}
+	id := l.fetch(s, c, op, *op, op.Remote)
+	return dag.CopySource{From: dag.Source{Input: in.ref(id)}, Paths: []string{dag.GitTree}, Literal: true, Times: op.MTime != ""}, nil
+}
+
+// gitOp is a repository with the options of an ADD. These and the address's must agree.
+func gitOp(i *instructions.AddCommand, g *gitSource) (*dag.Git, error) {
 	switch {
 	case i.KeepGitDir != nil && g.keep != nil && *i.KeepGitDir != *g.keep:
-		return dag.CopySource{}, errors.New("inconsistent keep-git-dir configuration")
+		return nil, errors.New("inconsistent keep-git-dir configuration")
 	case i.KeepGitDir != nil:
 		g.KeepGitDir = *i.KeepGitDir
 	}
 	switch {
 	case i.Checksum != "" && g.Checksum != "" && i.Checksum != g.Checksum:
-		return dag.CopySource{}, fmt.Errorf("checksum mismatch %q != %q", i.Checksum, g.Checksum)
+		return nil, fmt.Errorf("checksum mismatch %q != %q", i.Checksum, g.Checksum)
 	case i.Checksum != "":
 		g.Checksum = i.Checksum
 	}
-	if err := g.check(); err != nil {
-		return dag.CopySource{}, err
-	}
-	id := l.fetch(s, c, &g.Git, g.Git, g.Remote)
-	return dag.CopySource{From: dag.Source{Input: in.ref(id)}, Paths: []string{dag.GitTree}, Literal: true, Times: g.MTime != ""}, nil
+	return &g.Git, g.check()
 }
 
 // fetch returns the vertex of something from the web, the same for all who name it alike. It is no step of a stage, nor for a platform.

@@ -101,6 +101,7 @@ func outcome(t *testing.T, a *txtar.Archive) (kind, text string) {
 			t.Fatal(err)
 		}
 	}
+	setTimes(t, a, &o)
 	if text, ok := file(a, ".dockerignore"); ok {
 		var err error
 		if o.Ignore, err = ParseIgnore(".dockerignore", []byte(text)); err != nil {
@@ -143,6 +144,38 @@ func outcome(t *testing.T, a *txtar.Archive) (kind, text string) {
 		return "error", errorText(err)
 	}
 	return "plan", text + p.String()
+}
+
+// setTimes tells the times of contexts and sources: those that the file "times" names; without it nobody can be asked.
+func setTimes(t *testing.T, a *txtar.Archive, o *Options) {
+	text, ok := file(a, "times")
+	if !ok {
+		return
+	}
+	times := map[string]int64{}
+	if err := json.Unmarshal([]byte(text), &times); err != nil {
+		t.Fatal(err)
+	}
+	o.ContextTime = func(name string) (*int64, error) {
+		if at, ok := times[name]; ok {
+			return &at, nil
+		}
+		return nil, nil
+	}
+	o.SourceTime = func(op dag.Op) (*int64, error) {
+		name := ""
+		switch op := op.(type) {
+		case *dag.HTTP:
+			name = strings.TrimSuffix(op.URL+" "+op.Checksum, " ")
+		case *dag.Git:
+			name = op.Remote + "#" + op.Ref
+		}
+		at, ok := times[name]
+		if !ok {
+			return nil, fmt.Errorf("fetch %s: not found", name)
+		}
+		return &at, nil
+	}
 }
 
 // lowered also tells which bases it asks for, a line each.

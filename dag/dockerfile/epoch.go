@@ -151,12 +151,28 @@ func (b *build) plainArgs(c *instructions.ArgCommand, env *environment) error {
 
 // addTime asks for the time of an ADD's source.
 func (b *build) addTime(add *instructions.AddCommand) (*int64, error) {
+	op, err := sourceOp(add)
+	var t *int64
+	if err == nil && b.o.SourceTime != nil {
+		t, err = b.o.SourceTime(op)
+	}
+	if err != nil {
+		return nil, b.f.fail(b.f.word(b.f.at(add.Location()), add.SourcePaths[0]), err)
+	}
+	return t, nil
+}
+
+// sourceOp is what an ADD of one remote source fetches.
+func sourceOp(add *instructions.AddCommand) (dag.Op, error) {
 	src := add.SourcePaths[0]
-	if !isGit(src) && !isURL(src) {
-		return nil, b.f.fail(b.f.at(add.Location()), errors.New(epochName+" stage source must be a single HTTP(S) or Git ADD"))
+	g, err := parseGit(src, false)
+	switch {
+	case err != nil:
+		return nil, err
+	case g != nil:
+		return gitOp(add, g)
+	case isURL(src):
+		return urlOp(add, src)
 	}
-	if b.o.SourceTime == nil {
-		return nil, nil
-	}
-	return nil, b.f.fail(b.f.at(add.Location()), fmt.Errorf("the time of %s cannot be asked for", src))
+	return nil, errors.New(epochName + " stage source must be a single HTTP(S) or Git ADD")
 }
