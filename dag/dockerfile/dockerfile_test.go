@@ -101,7 +101,7 @@ func outcome(t *testing.T, a *txtar.Archive) (kind, text string) {
 			t.Fatal(err)
 		}
 	}
-	setTimes(t, a, &o)
+	setTimes(t, a, &o.Options)
 	if text, ok := file(a, ".dockerignore"); ok {
 		var err error
 		if o.Ignore, err = ParseIgnore(".dockerignore", []byte(text)); err != nil {
