@@ -284,7 +284,9 @@ func (c *complaint) trigger([]string) {
 		for _, n := range c.f.nodes {
 			if rest, ok := strings.CutSuffix(n.Original, text); ok && strings.EqualFold(strings.TrimSpace(rest), "onbuild") {
 				c.t = c.f.textAt(n.StartLine, n.EndLine)
-				c.at(c.t.words()[1])
+				if w := c.t.words(); len(w) > 1 {
+					c.at(w[1])
+				}
 				return
 			}
 		}
@@ -589,6 +591,10 @@ func (c *complaint) fromArguments([]string) {
 			c.hint("options stand before the image: FROM %s %s", t, word(0))
 			return
 		}
+	}
+	if len(args) == 1 { // quotes hold it together for us, and not for FROM
+		c.hint("FROM is cut at blanks, also in quotes")
+		return
 	}
 	c.at(args[1])
 	switch {
@@ -934,6 +940,9 @@ func (c *complaint) remoteSource([]string) {
 			c.at(s)
 			break
 		}
+	}
+	if len(args) == 0 {
+		return
 	}
 	c.hint("ADD fetches it: ADD %s", strings.Trim(c.t.of(c.word), `"',[]`)+" "+c.t.of(args[len(args)-1]))
 }

@@ -35,6 +35,9 @@ func (f *File) explain(b *build, err error) error {
 		c.file()
 		return err
 	}
+	if e.Pos.Line < 1 || e.Pos.Line > len(f.lines) {
+		return err
+	}
 	c.t = f.textAt(e.Pos.Line, e.Pos.End)
 	if n := f.node(e.Pos.Line); n != nil {
 		c.t = f.textAt(n.StartLine, n.EndLine)
@@ -80,15 +83,6 @@ type complaint struct {
 // at places the complaint at a part of the instruction.
 func (c *complaint) at(s span) {
 	c.e.Pos, c.word = c.t.pos(s.from), s
-}
-
-// atWord places the complaint at a word, if the instruction has it.
-func (c *complaint) atWord(word string) bool {
-	s, ok := c.t.find(word)
-	if ok {
-		c.at(s)
-	}
-	return ok
 }
 
 func (c *complaint) hint(format string, args ...any) {

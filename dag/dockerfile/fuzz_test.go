@@ -142,3 +142,28 @@ func FuzzFix(f *testing.F) {
 		fixKeepsTheImage(t, "fuzz", src, bases(t, &txtar.Archive{}))
 	})
 }
+
+// Whatever an error says, and wherever it is said to be, it is explained at a place that the file has.
+func FuzzExplain(f *testing.F) {
+	for _, said := range []string{
+		"unknown instruction: X", "unknown flag: --x", "unexpected key 'x' in 'x=1'", "unexpected key 'size' for mount type 'bind'",
+		"Syntax error - can't find = in \"b\". Must be of the form: name=value", "unterminated heredoc", "invalid containerPort: x",
+		"FROM requires either one or three arguments", "when using JSON array syntax, arrays must be comprised of strings only",
+		"SHELL requires the arguments to be in JSON form", `failed to process "${x:?y}": x: y`, `onbuild trigger "RUN x": boom`,
+		`failed to parse stage name "a:b:c": invalid reference format`, "COPY requires at least two arguments", "time: invalid duration \"5\"",
+	} {
+		f.Add("# escape=`\nFROM a AS b\nONBUILD RUN x\nRUN --mount=type=cache,size=1 --x \\\n # c\n x <<E\n$x\nE\nSHELL ['a', 1]\n", said, 4, 5, 0)
+		f.Add("\ufeffFROM a:${x:?y}\nENV a=b c \u00a0\nCOPY [\"a\", 1] --from=$x <<E\n", said, 1, 9, 3)
+	}
+	f.Fuzz(func(t *testing.T, src, said string, line, end, col int) {
+		file, err := Parse("Dockerfile", []byte(src))
+		if err != nil {
+			file = &File{name: "Dockerfile", lines: strings.Split(src, "\n"), escape: '\\'}
+		}
+		e := &Error{Pos: dag.Pos{File: "Dockerfile", Line: line, End: end, Col: col}, Err: errors.New(said)}
+		file.Explain(Options{Platform: "linux/amd64"}, e)
+		if e.Pos.Col < 0 && e.Pos.Col != col || e.Err == nil {
+			t.Fatalf("%+v", e)
+		}
+	})
+}

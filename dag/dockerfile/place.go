@@ -187,19 +187,6 @@ func (t *text) value(flag span) span {
 	return flag
 }
 
-// find returns the first place where a word stands for itself, after the keyword.
-func (t *text) find(word string) (span, bool) {
-	w := t.words()
-	if word == "" || len(w) == 0 {
-		return span{}, false
-	}
-	skip := w[0].to
-	if col := wordColumn(t.joined[skip:], word); col > 0 {
-		return span{skip + col - 1, skip + col - 1 + len(word)}, true
-	}
-	return span{}, false
-}
-
 // A field is "key=value" of a RUN --mount.
 type field struct {
 	span
@@ -237,12 +224,6 @@ func csv(s string) (out []span) {
 		}
 	}
 	return out
-}
-
-// variable finds the "$" of a variable in a part of the text.
-func (t *text) variable(name string, in span) (int, bool) {
-	i := variableIn(t.of(in), name)
-	return in.from + i, i >= 0
 }
 
 // variableIn returns where a variable is used in a text, -1 if it is not.
