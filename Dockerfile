@@ -15,7 +15,7 @@ FROM ${DEBIAN} AS debian
 
 FROM debian AS build
 RUN apt-get update && apt-get install -y --no-install-recommends \
-    ca-certificates gcc libc6-dev libseccomp-dev pkg-config \
+    ca-certificates gcc libc6-dev libseccomp-dev pkg-config binutils \
     && rm -rf /var/lib/apt/lists/*
 WORKDIR /src
 ENV PATH=/usr/local/go/bin:/usr/bin:/bin:/usr/sbin:/sbin \
@@ -26,9 +26,8 @@ RUN --mount=type=bind,target=/src \
     --mount=type=bind,from=goroot,target=/usr/local/go \
     --mount=type=bind,from=modules,target=/modules \
     --mount=type=cache,target=/cache \
-    GOPROXY="file:///modules,$(go env GOPROXY)" go build -trimpath -tags 'netgo osusergo seccomp' \
-    -ldflags "-s -w -linkmode external -extldflags -static -X main.version=${VERSION} -X main.commit=${COMMIT}" \
-    -o /usr/local/bin/img ./cmd/img && /usr/local/bin/img version
+    GOPROXY="file:///modules,$(go env GOPROXY)" VERSION="$VERSION" COMMIT="$COMMIT" \
+    contrib/build /usr/local/bin/img && /usr/local/bin/img version
 
 # newuidmap and newgidmap are not static, so that the image has a base.
 FROM debian

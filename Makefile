@@ -1,10 +1,9 @@
 # make demo and make test are all a fresh machine needs, after Go, gcc, make and git; see README.md.
 
-# Flags that every build and test of img shares.
-TAGS    := netgo osusergo seccomp
+# Flags that every test of img shares with contrib/build.
+TAGS    := netgo osusergo seccomp runc_nocriu
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 COMMIT  := $(shell git rev-parse HEAD 2>/dev/null)
-LDFLAGS := -s -w -linkmode external -extldflags -static -X main.version=$(VERSION) -X main.commit=$(COMMIT)
 GO      ?= go
 
 PREFIX   ?= /usr/local
@@ -38,9 +37,7 @@ build: bin/img
 
 # go build knows best whether anything changed.
 bin/img: deps FORCE
-	@test -e "$$(pkg-config --variable=libdir libseccomp)/libseccomp.a" || { echo 'img: error: no static libseccomp: img is never built without it; see make deps' >&2; exit 1; }
-	CGO_ENABLED=1 $(GO) build -trimpath -tags '$(TAGS)' -ldflags '$(LDFLAGS)' -o $@ ./cmd/img
-	@if readelf -l $@ | grep -q INTERP; then echo 'img: error: $@ is not static' >&2; rm $@; exit 1; fi
+	@GO='$(GO)' VERSION='$(VERSION)' COMMIT='$(COMMIT)' contrib/build $@
 
 demo: bin/img
 	@examples/hello/demo

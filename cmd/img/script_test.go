@@ -158,7 +158,7 @@ func (w *world) build(t *testing.T) {
 
 func goBuild(t *testing.T, cgo, out, pkg string) {
 	t.Helper()
-	cmd := exec.Command("go", "build", "-tags", "netgo osusergo seccomp",
+	cmd := exec.Command("go", "build", "-tags", "netgo osusergo seccomp runc_nocriu",
 		"-ldflags", "-s -w -linkmode "+map[string]string{"0": "internal", "1": "external -extldflags -static"}[cgo], "-o", out, pkg)
 	cmd.Env = append(os.Environ(), "CGO_ENABLED="+cgo)
 	if text, err := cmd.CombinedOutput(); err != nil {

@@ -24,7 +24,7 @@ import (
 	"syscall"
 )
 
-const tags = "netgo osusergo seccomp"
+const tags = "netgo osusergo seccomp runc_nocriu"
 
 // A run is the tests of some packages as one user with one backend.
 type run struct {
