@@ -319,6 +319,9 @@ func (z *sizer) match(value, pattern int) {
 
 func (z *sizer) value(name string) int {
 	v, _ := z.env.Get(name)
+	if !utf8.ValidString(v) {
+		return 3 * len(v) // patterns replace each bad byte
+	}
 	return len(v)
 }
 
