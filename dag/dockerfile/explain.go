@@ -262,7 +262,7 @@ func (b *build) scopeHint(s *stage, line int, name string) string {
 		return ""
 	}
 	declared, value := b.argLine(name)
-	inFrom := s == nil || line <= s.pos.End
+	inFrom := s == nil || s.env == nil || line <= s.pos.End // a stage without an environment is not begun
 	switch {
 	case declared > line:
 		if inFrom {
