@@ -59,13 +59,20 @@ func sealedCopy(self *os.File) (_ *os.File, err error) {
 	return f, nil
 }
 
-// programAbove is the program at a descriptor above n, where the child's own descriptors do not land on it.
-func programAbove(n int) (*os.File, error) {
+// programAbove is the program at a descriptor that stays what it is in the child until it is executed. The child puts its own files
+// at 0, 1, 2 ..., and before that, os.StartProcess moves what stands in the way (some of the files, and a pipe of its own) to
+// just above the highest of them. There the program would be overwritten, and starting a pipe is "permission denied".
+func programAbove(files []*os.File) (*os.File, error) {
 	f, err := program()
 	if err != nil {
 		return nil, err
 	}
-	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, n)
+	above := len(files)
+	for _, file := range files {
+		above = max(above, int(file.Fd()))
+	}
+	above += len(files) + 2 // each may be moved, and the pipe
+	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, above)
 	if err != nil {
 		return nil, os.NewSyscallError("fcntl F_DUPFD_CLOEXEC", err)
 	}

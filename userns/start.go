@@ -227,7 +227,8 @@ func fork(args []string, c Config, attr *syscall.SysProcAttr) (*os.Process, erro
 	if stderr == nil {
 		stderr = null
 	}
-	binary, err := programAbove(16 + len(c.Files))
+	files := append([]*os.File{null, null, stderr}, c.Files...)
+	binary, err := programAbove(files)
 	if err != nil {
 		return nil, err
 	}
@@ -245,7 +246,7 @@ func fork(args []string, c Config, attr *syscall.SysProcAttr) (*os.Process, erro
 		defer stand(ownDir, nil) // hold no directory longer than needed
 		p, err = os.StartProcess(fmt.Sprintf("/proc/self/fd/%d", binary.Fd()), args, &os.ProcAttr{
 			Env:   append([]string{}, c.Env...), // nil would mean: ours
-			Files: append([]*os.File{null, null, stderr}, c.Files...),
+			Files: files,
 			Sys:   attr,
 		})
 	}

@@ -306,6 +306,28 @@ func TestDir(t *testing.T) {
 	}
 }
 
+// What the child is given may have any number, also the one below the program's: the program must not be overwritten while the
+// child's files are put in their places.
+func TestHighFiles(t *testing.T) {
+	m, err := Choose()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for at := 8; at < 40; at++ {
+		fd, err := unix.FcntlInt(os.Stderr.Fd(), unix.F_DUPFD_CLOEXEC, at)
+		if err != nil {
+			t.Fatal(err)
+		}
+		high := os.NewFile(uintptr(fd), "high")
+		p, err := Start(t.Context(), Config{Mapping: m, Args: []string{"img", "exit3"}, Files: []*os.File{high}})
+		if err != nil {
+			t.Fatalf("with a file at %d: %v", fd, err)
+		}
+		p.Wait()
+		high.Close()
+	}
+}
+
 func TestWait(t *testing.T) {
 	m := One()
 	p, err := Start(t.Context(), Config{Mapping: m, Args: []string{"img", "exit3"}})
