@@ -131,7 +131,7 @@ func (s *step) agent(m mountArgs) error {
 	}
 	uid, gid := s.owner(m)
 	// Owner and mode before anybody can connect.
-	err := errors.Join(os.Chown(at, uid, gid), unix.Chmod(at, m.Mode.or(0o600)&0o777), unix.Listen(fd, unix.SOMAXCONN))
+	err := errors.Join(os.Chown(at, uid, gid), unix.Chmod(at, or(m.M.Mode, 0o600)&0o777), unix.Listen(fd, unix.SOMAXCONN))
 	if err != nil {
 		return err
 	}

@@ -5,7 +5,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -18,6 +17,7 @@ import (
 
 	"img/dag"
 	"img/engine"
+	"img/exec/inner"
 	"img/exec/sandbox"
 )
 
@@ -129,7 +129,7 @@ type lockReply struct {
 }
 
 func (x *Executor) lockCaches(ctx context.Context, wants []cacheWant, wait bool) (reply lockReply, files []*os.File, err error) {
-	files, err = x.callFiles(ctx, "lock", gobbed[lockArgs]{lockArgs{wants, wait}}, &reply)
+	files, err = x.callFiles(ctx, "lock", lockArgs{wants, wait}, &reply)
 	if err == nil && reply.Busy == "" && (len(reply.Paths) != len(wants) || len(files) != len(wants)) {
 		closeAll(files)
 		err = fmt.Errorf("%d cache mounts came with %d paths and %d locks", len(wants), len(reply.Paths), len(files))
@@ -138,15 +138,15 @@ func (x *Executor) lockCaches(ctx context.Context, wants []cacheWant, wait bool)
 }
 
 // lock is the inner process's side of lockCaches.
-func (w *world) lock(ctx context.Context, raw json.RawMessage, _ []*os.File) (any, []*os.File, error) {
-	var a gobbed[lockArgs]
-	if err := json.Unmarshal(raw, &a); err != nil {
+func (w *world) lock(ctx context.Context, raw []byte, _ []*os.File) (any, []*os.File, error) {
+	var a lockArgs
+	if err := inner.Unmarshal(raw, &a); err != nil {
 		return nil, nil, err
 	}
 	var reply lockReply
 	var files []*os.File
-	for _, want := range a.v.Wants {
-		at, f, err := w.openCache(ctx, want, a.v.Wait)
+	for _, want := range a.Wants {
+		at, f, err := w.openCache(ctx, want, a.Wait)
 		if err != nil {
 			closeAll(files)
 			return nil, nil, wire(fmt.Errorf("cache mount %q: %w", want.ID, err))
@@ -281,5 +281,5 @@ func (s *step) newCache(ctx context.Context, m mountArgs, at string) error {
 	if err := os.Chown(at, uid, gid); err != nil {
 		return err
 	}
-	return unix.Chmod(at, m.Mode.or(0o755)&0o7777)
+	return unix.Chmod(at, or(m.M.Mode, 0o755)&0o7777)
 }

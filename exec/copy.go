@@ -1,12 +1,9 @@
 package exec
 
 import (
-	"bytes"
 	"context"
 	"crypto/sha256"
-	"encoding/gob"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -166,25 +163,6 @@ type written struct {
 	Warnings []cache.Warning
 }
 
-// gobbed crosses as gob inside JSON, which would damage names that are not UTF-8.
-type gobbed[T any] struct{ v T }
-
-func (g gobbed[T]) MarshalJSON() ([]byte, error) {
-	var b bytes.Buffer
-	if err := gob.NewEncoder(&b).Encode(g.v); err != nil {
-		return nil, err
-	}
-	return json.Marshal(b.Bytes())
-}
-
-func (g *gobbed[T]) UnmarshalJSON(text []byte) error {
-	var b []byte
-	if err := json.Unmarshal(text, &b); err != nil {
-		return err
-	}
-	return gob.NewDecoder(bytes.NewReader(b)).Decode(&g.v)
-}
-
 // A fromRef is a dag.Source on the wire.
 type fromRef struct {
 	Context *contextRef
@@ -223,7 +201,7 @@ func (x *Executor) copy(ctx context.Context, op *dag.Copy, in []cache.Output) (c
 		warnings = append(warnings, plan.sources[i].warnings...)
 	}
 	var r written
-	err := x.call(ctx, "copy", gobbed[copyArgs]{args}, &r)
+	err := x.call(ctx, "copy", args, &r)
 	return cache.Output(r.Name), append(warnings, r.Warnings...), err
 }
 
@@ -263,8 +241,7 @@ func (w *world) openFrom(ctx context.Context, from fromRef) (source, func(), err
 }
 
 // copy is the step itself, in the inner process.
-func (w *world) copy(ctx context.Context, g gobbed[copyArgs], _ []*os.File) (written, error) {
-	a := g.v
+func (w *world) copy(ctx context.Context, a copyArgs, _ []*os.File) (written, error) {
 	active, err := w.snaps.Prepare(ctx, a.Base)
 	if err != nil {
 		return written{}, err

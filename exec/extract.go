@@ -6,7 +6,6 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
-	"encoding/gob"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -21,6 +20,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"img/exec/inner"
 	"img/registry/image"
 	"img/snapshot"
 	"img/snapshot/layer"
@@ -50,7 +50,7 @@ type extractReply struct {
 // extract applies an archive in a child that has its own mount namespace and has pivoted into the directory: whatever is in the
 // archive, there is nothing else to reach.
 func (w *world) extract(ctx context.Context, blob *os.File, dir string, a extractArgs) (*layer.Applied, error) {
-	text, err := json.Marshal(a)
+	args, err := json.Marshal(a)
 	if err != nil {
 		return nil, err
 	}
@@ -66,7 +66,7 @@ func (w *world) extract(ctx context.Context, blob *os.File, dir string, a extrac
 	defer r.Close()
 	var stderr bytes.Buffer
 	cmd := exec.CommandContext(ctx, "/proc/self/exe")
-	cmd.Args = []string{ExtractName, string(text)}
+	cmd.Args = []string{ExtractName, string(args)}
 	cmd.Env, cmd.Stdin, cmd.Stderr = []string{}, blob, &stderr
 	cmd.ExtraFiles = []*os.File{target, wr}
 	cmd.SysProcAttr = &syscall.SysProcAttr{
@@ -78,13 +78,16 @@ func (w *world) extract(ctx context.Context, blob *os.File, dir string, a extrac
 	if err != nil {
 		return nil, fmt.Errorf("start the extraction: %w", err)
 	}
-	var reply extractReply
-	derr := gob.NewDecoder(bufio.NewReader(r)).Decode(&reply)
+	answer, rerr := io.ReadAll(r)
 	werr := cmd.Wait()
+	var reply extractReply
+	if rerr == nil {
+		rerr = inner.Unmarshal(answer, &reply)
+	}
 	switch {
 	case ctx.Err() != nil:
 		return nil, context.Cause(ctx)
-	case derr != nil:
+	case rerr != nil:
 		return nil, fmt.Errorf("the extraction died (%v): %s", werr, strings.TrimSpace(stderr.String()))
 	case reply.Err != "" && reply.Errno != 0:
 		return nil, errnoError{errors.New(reply.Err), syscall.Errno(reply.Errno)}
@@ -101,7 +104,6 @@ func (e badInput) Error() string { return string(e) }
 
 // Extract is the extraction child.
 func Extract(args string) error {
-	out := bufio.NewWriter(os.NewFile(4, "answer"))
 	var reply extractReply
 	var err error
 	if reply.Applied, err = extractHere(args); err != nil {
@@ -109,10 +111,12 @@ func Extract(args string) error {
 		errors.As(err, &n)
 		reply = extractReply{Err: err.Error(), Errno: int(n)}
 	}
-	if err := gob.NewEncoder(out).Encode(reply); err != nil {
+	answer, err := inner.Marshal(reply)
+	if err != nil {
 		return err
 	}
-	return out.Flush()
+	_, err = os.NewFile(4, "answer").Write(answer)
+	return err
 }
 
 func extractHere(args string) (*layer.Applied, error) {

@@ -72,12 +72,12 @@ type fetchedArgs struct {
 // keep makes a snapshot of what has been fetched.
 func (x *Executor) keep(ctx context.Context, f *os.File, a fetchedArgs) (cache.Output, error) {
 	var r written
-	err := x.call(ctx, "fetched", gobbed[fetchedArgs]{a}, &r, f)
+	err := x.call(ctx, "fetched", a, &r, f)
 	return cache.Output(r.Name), err
 }
 
 // fetched is keep in the inner process. All belongs to 0:0.
-func (w *world) fetched(ctx context.Context, g gobbed[fetchedArgs], files []*os.File) (written, error) {
+func (w *world) fetched(ctx context.Context, a fetchedArgs, files []*os.File) (written, error) {
 	if len(files) != 1 {
 		return written{}, fmt.Errorf("%d descriptors came, not one", len(files))
 	}
@@ -92,14 +92,14 @@ func (w *world) fetched(ctx context.Context, g gobbed[fetchedArgs], files []*os.
 	}
 	defer t.close()
 	t.ctx = ctx
-	if err := w.putFetched(ctx, t, g.v, files[0]); err != nil {
+	if err := w.putFetched(ctx, t, a, files[0]); err != nil {
 		return written{}, err
 	}
 	if err := t.setTimes(); err != nil {
 		return written{}, err
 	}
 	o := snapshot.CommitOptions{Times: snapshot.TimesNever, Owner: t.ownerOf}
-	if g.v.Times {
+	if a.Times {
 		o.Times = snapshot.TimesSet
 	}
 	n, err := active.Commit(ctx, o)

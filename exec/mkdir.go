@@ -26,13 +26,12 @@ func (x *Executor) mkdir(ctx context.Context, op *dag.Mkdir, in []cache.Output) 
 		return "", nil, err
 	}
 	var r written
-	err := x.call(ctx, "mkdir", gobbed[mkdirArgs]{mkdirArgs{op, base}}, &r)
+	err := x.call(ctx, "mkdir", mkdirArgs{op, base}, &r)
 	return cache.Output(r.Name), r.Warnings, err
 }
 
 // mkdir is WORKDIR: the directory and its missing parents, owned by USER (an unknown name is root).
-func (w *world) mkdir(ctx context.Context, g gobbed[mkdirArgs], _ []*os.File) (written, error) {
-	a := g.v
+func (w *world) mkdir(ctx context.Context, a mkdirArgs, _ []*os.File) (written, error) {
 	active, err := w.snaps.Prepare(ctx, a.Base)
 	if err != nil {
 		return written{}, err

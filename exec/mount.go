@@ -179,8 +179,6 @@ type mountArgs struct {
 	Real   string
 	IsDir  bool
 	Hidden []string
-	// Mode, UID and GID are M's, which a gob keeps only where they are not 0.
-	Mode, UID, GID given
 	// Secret is the content; Given says that there is one, or an agent.
 	Secret []byte
 	Given  bool
@@ -190,29 +188,17 @@ type mountArgs struct {
 	Socket int
 }
 
-// A given is a number that may be missing.
-type given struct {
-	Given bool
-	N     uint32
-}
-
-func givenOf(p *uint32) given {
-	if p == nil {
-		return given{}
+// or is a number of a mount's, or what it is when nothing was said.
+func or(n *uint32, missing uint32) uint32 {
+	if n == nil {
+		return missing
 	}
-	return given{true, *p}
-}
-
-func (n given) or(missing uint32) uint32 {
-	if n.Given {
-		return n.N
-	}
-	return missing
+	return *n
 }
 
 func (x *Executor) mountArgs(ctx context.Context, op *dag.Run, i int, in []cache.Output, lent *agents) (a mountArgs, err error) {
 	m := op.Mounts[i]
-	a = mountArgs{M: m, Mode: givenOf(m.Mode), UID: givenOf(m.UID), GID: givenOf(m.GID)}
+	a = mountArgs{M: m}
 	switch m.Type {
 	case dag.MountSSH:
 		err = x.agentArgs(m, &a, lent)
@@ -575,7 +561,7 @@ func (s *step) secret(m mountArgs) error {
 	if m.M.Target == "" {
 		return nil
 	}
-	mode := os.FileMode(m.Mode.or(0o400) & 0o777)
+	mode := os.FileMode(or(m.M.Mode, 0o400) & 0o777)
 	if err := s.show(m.M.Target, m.Secret, mode); err != nil {
 		return err
 	}
@@ -588,5 +574,5 @@ func (s *step) owner(m mountArgs) (uid, gid int) {
 	if s.w.setup.Single {
 		return 0, 0
 	}
-	return int(m.UID.or(0)), int(m.GID.or(0))
+	return int(or(m.M.UID, 0)), int(or(m.M.GID, 0))
 }

@@ -46,12 +46,10 @@ func (x *Executor) runKey(ctx context.Context, h *cache.Hash, op *dag.Run, in []
 // runArgs is a step on the wire. The first file that comes with it takes what the step prints; if there are others, they are sockets of
 // agents, and what is written to once these listen.
 type runArgs struct {
-	Op       *dag.Run
-	ProxyEnv []string
-	Hosts    []dag.Host
-	Base     snapshot.Name
-	Mounts   []mountArgs
-	Devices  deviceArgs
+	Op      *dag.Run
+	Base    snapshot.Name
+	Mounts  []mountArgs
+	Devices deviceArgs
 }
 
 func (x *Executor) run(ctx context.Context, op *dag.Run, platform string, in []cache.Output, log io.Writer) (cache.Output, []cache.Warning, error) {
@@ -66,7 +64,7 @@ func (x *Executor) run(ctx context.Context, op *dag.Run, platform string, in []c
 	if err != nil {
 		return "", nil, err
 	}
-	a := runArgs{Op: op, ProxyEnv: op.ProxyEnv, Hosts: op.Hosts, Base: base, Devices: devices}
+	a := runArgs{Op: op, Base: base, Devices: devices}
 	var lent agents
 	for i := range op.Mounts {
 		m, err := x.mountArgs(ctx, op, i, in, &lent)
@@ -88,7 +86,7 @@ func (x *Executor) run(ctx context.Context, op *dag.Run, platform string, in []c
 	}()
 	var out snapshot.Name
 	err = lent.during(ctx, func(files []*os.File) error {
-		return x.call(ctx, "run", gobbed[runArgs]{a}, &out, append([]*os.File{wr}, files...)...)
+		return x.call(ctx, "run", a, &out, append([]*os.File{wr}, files...)...)
 	})
 	// The inner process's end is closed with the step, so that the copy ends when the last byte has been read.
 	wr.Close()
@@ -114,8 +112,7 @@ func outputPipe() (r, w *os.File, err error) {
 }
 
 // run is the step itself, in the inner process.
-func (w *world) run(ctx context.Context, g gobbed[runArgs], files []*os.File) (snapshot.Name, error) {
-	a := g.v
+func (w *world) run(ctx context.Context, a runArgs, files []*os.File) (snapshot.Name, error) {
 	if len(files) == 0 {
 		return "", errors.New("run came without descriptors")
 	}
@@ -255,7 +252,7 @@ func (s *step) hostFiles(a runArgs) error {
 		hostname = "buildkitsandbox"
 	}
 	hosts := "127.0.0.1\tlocalhost " + hostname + "\n::1\tlocalhost ip6-localhost ip6-loopback\n"
-	for _, h := range a.Hosts {
+	for _, h := range a.Op.Hosts {
 		hosts += h.IP + "\t" + h.Name + "\n"
 	}
 	if err := s.show("/etc/hosts", []byte(hosts), 0o644); err != nil {
@@ -300,7 +297,7 @@ func (s *step) spec(a runArgs, out *os.File) (sandbox.Spec, error) {
 	}
 	spec := sandbox.Spec{
 		ID: s.id, StateDir: state, Root: s.root.path,
-		Args: a.Op.Args, Env: environment(a.Op.Env, a.ProxyEnv, s.env), Dir: a.Op.Dir,
+		Args: a.Op.Args, Env: environment(a.Op.Env, a.Op.ProxyEnv, s.env), Dir: a.Op.Dir,
 		UID: uint32(u.Uid), GID: uint32(u.Gid),
 		Hostname: a.Op.Hostname, Mounts: s.mounts, Network: "host",
 		Insecure: a.Op.Security == "insecure", OneID: s.w.setup.Single,

@@ -1,7 +1,6 @@
 package exec
 
 import (
-	"encoding/json"
 	"errors"
 	"syscall"
 
@@ -18,7 +17,7 @@ type errnoError struct {
 }
 
 func (e errnoError) Unwrap() error           { return e.error }
-func (e errnoError) WireKind() (string, any) { return "errno", int(e.errno) }
+func (e errnoError) WireKind() (string, any) { return "errno", e.errno }
 
 // wire prepares an error for crossing.
 func wire(err error) error {
@@ -51,22 +50,22 @@ func fromWire(err error) error {
 	switch e.Kind {
 	case "exit":
 		x := &sandbox.ExitError{}
-		if json.Unmarshal(e.Data, x) == nil {
+		if inner.Unmarshal(e.Data, x) == nil {
 			return x
 		}
 	case "errno":
 		var n syscall.Errno
-		if json.Unmarshal(e.Data, &n) == nil {
+		if inner.Unmarshal(e.Data, &n) == nil {
 			return &remoteError{e.Msg, n}
 		}
 	case "userns":
-		var d struct{ Remedy string }
-		if json.Unmarshal(e.Data, &d) == nil {
-			return &userns.Error{Err: err, Remedy: d.Remedy}
+		u := &userns.Error{Err: err}
+		if inner.Unmarshal(e.Data, &u.Remedy) == nil {
+			return u
 		}
 	case inner.KindPanic:
 		p := &engine.PanicError{Value: e.Msg}
-		if json.Unmarshal(e.Data, &p.Stack) == nil {
+		if inner.Unmarshal(e.Data, &p.Stack) == nil {
 			return p
 		}
 	case "damaged":

@@ -3,7 +3,6 @@ package exec
 import (
 	"context"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -67,14 +66,14 @@ func (w *world) close() {
 
 // handle decodes a method's arguments.
 func handle[A, R any](f func(ctx context.Context, a A, files []*os.File) (R, error)) inner.Handler {
-	return func(ctx context.Context, raw json.RawMessage, files []*os.File) (any, []*os.File, error) {
+	return func(ctx context.Context, raw []byte, files []*os.File) (any, []*os.File, error) {
 		defer func() {
 			for _, f := range files {
 				f.Close()
 			}
 		}()
 		var a A
-		if err := json.Unmarshal(raw, &a); err != nil {
+		if err := inner.Unmarshal(raw, &a); err != nil {
 			return nil, nil, err
 		}
 		r, err := f(ctx, a, files)
@@ -85,7 +84,7 @@ func handle[A, R any](f func(ctx context.Context, a A, files []*os.File) (R, err
 func hexName(s string) string { return "n" + hex.EncodeToString([]byte(s)) }
 
 // setUp builds the file system and opens the snapshots in it.
-func (w *world) setUp(_ context.Context, raw json.RawMessage, files []*os.File) (any, []*os.File, error) {
+func (w *world) setUp(_ context.Context, raw []byte, files []*os.File) (any, []*os.File, error) {
 	defer func() {
 		for _, f := range files {
 			f.Close()
@@ -94,7 +93,7 @@ func (w *world) setUp(_ context.Context, raw json.RawMessage, files []*os.File) 
 	if w.broken != nil {
 		return nil, nil, w.broken
 	}
-	if err := json.Unmarshal(raw, &w.setup); err != nil {
+	if err := inner.Unmarshal(raw, &w.setup); err != nil {
 		return nil, nil, err
 	}
 	if len(files) != len(w.setup.Dirs) {

@@ -19,9 +19,9 @@ type Error struct {
 func (e *Error) Error() string { return e.Err.Error() }
 func (e *Error) Unwrap() error { return e.Err }
 
-// WireKind lets an Error cross between the two processes of a build: kind "userns", data {"remedy": ...}.
+// WireKind lets an Error cross between the two processes of a build: kind "userns", and the remedy.
 func (e *Error) WireKind() (kind string, data any) {
-	return "userns", map[string]string{"remedy": e.Remedy}
+	return "userns", e.Remedy
 }
 
 // An ExitError is an inner process that did not exit with 0.

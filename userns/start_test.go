@@ -483,7 +483,7 @@ func TestExplain(t *testing.T) {
 	if err := errors.New("x"); Explain(err) != err || Explain(nil) != nil {
 		t.Error("Explain changes what it does not know")
 	}
-	if kind, data := (&Error{Remedy: "do it"}).WireKind(); kind != "userns" || fmt.Sprint(data) != "map[remedy:do it]" {
+	if kind, data := (&Error{Remedy: "do it"}).WireKind(); kind != "userns" || data != "do it" {
 		t.Errorf("wire: %s %v", kind, data)
 	}
 }

@@ -182,7 +182,7 @@ func (b *build) fetchDockerfile(ctx context.Context, address string) (err error)
 	defer func() { l.end(err) }()
 	_, f, err := b.download(ctx, address, l)
 	if err != nil {
-		return sourceError(fmt.Errorf("Dockerfile: %w", err))
+		return sourceError(fmt.Errorf("get the Dockerfile: %w", err))
 	}
 	defer f.Close()
 	if err := b.dockerfileFrom(f); err != nil {

@@ -2,7 +2,6 @@ package inner
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
@@ -104,7 +103,7 @@ func (c *Conn) Call(ctx context.Context, method string, args, reply any, files .
 	if ctx.Err() != nil {
 		return nil, context.Cause(ctx)
 	}
-	body, err := json.Marshal(args)
+	body, err := Marshal(args)
 	if err != nil {
 		return nil, fmt.Errorf("call %s: %w", method, err)
 	}
@@ -145,7 +144,7 @@ func (f *frame) result(reply any) ([]*os.File, error) {
 	if f.kind == kindFailure {
 		f.closeFiles()
 		e := &Error{}
-		if err := json.Unmarshal(f.body, e); err != nil {
+		if err := Unmarshal(f.body, e); err != nil {
 			return nil, fmt.Errorf("read a failure of the inner process: %w", err)
 		}
 		return nil, e
@@ -155,7 +154,7 @@ func (f *frame) result(reply any) ([]*os.File, error) {
 		return nil, fmt.Errorf("take over the descriptors of an answer: %w", syscall.EMFILE)
 	}
 	if reply != nil {
-		if err := json.Unmarshal(f.body, reply); err != nil {
+		if err := Unmarshal(f.body, reply); err != nil {
 			f.closeFiles()
 			return nil, fmt.Errorf("read an answer of the inner process: %w", err)
 		}

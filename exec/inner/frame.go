@@ -20,7 +20,7 @@ import (
 //	12 uint8   kind: 1 call, 2 answer, 3 failure, 4 cancel
 //	13 uint8   number of descriptors, sent with the first byte of the header
 //	14 uint16  bytes of the method name
-//	16         method name (calls), body (JSON; empty in a cancel)
+//	16         method name (calls), body (code.go; empty in a cancel)
 type frame struct {
 	kind   byte
 	id     uint64

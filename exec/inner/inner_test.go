@@ -3,7 +3,6 @@ package inner
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -39,60 +38,60 @@ type busy struct{ Port int }
 func (e *busy) Error() string           { return fmt.Sprintf("port %d is busy", e.Port) }
 func (e *busy) WireKind() (string, any) { return "busy", e }
 
-type unwritable struct{}
-
-func (unwritable) MarshalJSON() ([]byte, error) { return nil, errors.New("no form") }
-
 func handlers() map[string]Handler {
 	return map[string]Handler{
-		"echo": func(_ context.Context, args json.RawMessage, files []*os.File) (any, []*os.File, error) {
-			return args, files, nil
+		"echo": func(_ context.Context, args []byte, files []*os.File) (any, []*os.File, error) {
+			var text string
+			if err := Unmarshal(args, &text); err != nil {
+				return nil, nil, err
+			}
+			return text, files, nil
 		},
-		"pid": func(context.Context, json.RawMessage, []*os.File) (any, []*os.File, error) {
+		"pid": func(context.Context, []byte, []*os.File) (any, []*os.File, error) {
 			return os.Getpid(), nil, nil
 		},
-		"read": func(_ context.Context, _ json.RawMessage, files []*os.File) (any, []*os.File, error) {
+		"read": func(_ context.Context, _ []byte, files []*os.File) (any, []*os.File, error) {
 			defer closeFiles(files)
 			b, err := io.ReadAll(files[0])
 			return string(b), nil, err
 		},
-		"flags": func(_ context.Context, _ json.RawMessage, files []*os.File) (any, []*os.File, error) {
+		"flags": func(_ context.Context, _ []byte, files []*os.File) (any, []*os.File, error) {
 			defer closeFiles(files)
 			flags, err := unix.FcntlInt(files[0].Fd(), unix.F_GETFD, 0)
 			return flags, nil, err
 		},
-		"busy": func(context.Context, json.RawMessage, []*os.File) (any, []*os.File, error) {
+		"busy": func(context.Context, []byte, []*os.File) (any, []*os.File, error) {
 			return nil, nil, fmt.Errorf("listen: %w", &busy{80})
 		},
-		"plain": func(context.Context, json.RawMessage, []*os.File) (any, []*os.File, error) {
+		"plain": func(context.Context, []byte, []*os.File) (any, []*os.File, error) {
 			return nil, nil, errors.New("disk on fire")
 		},
-		"relayed": func(context.Context, json.RawMessage, []*os.File) (any, []*os.File, error) {
-			return nil, nil, fmt.Errorf("far: %w", &Error{Msg: "x", Kind: "busy", Data: json.RawMessage(`{"Port":1}`)})
+		"relayed": func(context.Context, []byte, []*os.File) (any, []*os.File, error) {
+			return nil, nil, fmt.Errorf("far: %w", &Error{Msg: "x", Kind: "busy", Data: []byte{2}})
 		},
-		"panic": func(context.Context, json.RawMessage, []*os.File) (any, []*os.File, error) {
+		"panic": func(context.Context, []byte, []*os.File) (any, []*os.File, error) {
 			var none []int
 			return none[0], nil, nil
 		},
-		"unwritable": func(context.Context, json.RawMessage, []*os.File) (any, []*os.File, error) {
-			return unwritable{}, nil, nil
+		"unwritable": func(context.Context, []byte, []*os.File) (any, []*os.File, error) {
+			return time.Time{}, nil, nil
 		},
-		"wait": func(ctx context.Context, _ json.RawMessage, _ []*os.File) (any, []*os.File, error) {
+		"wait": func(ctx context.Context, _ []byte, _ []*os.File) (any, []*os.File, error) {
 			<-ctx.Done()
 			return nil, nil, fmt.Errorf("wait: %w", ctx.Err())
 		},
-		"late": func(ctx context.Context, _ json.RawMessage, _ []*os.File) (any, []*os.File, error) {
+		"late": func(ctx context.Context, _ []byte, _ []*os.File) (any, []*os.File, error) {
 			<-ctx.Done()
 			time.Sleep(50 * time.Millisecond)
 			return "done all the same", nil, nil
 		},
-		"die": func(context.Context, json.RawMessage, []*os.File) (any, []*os.File, error) {
+		"die": func(context.Context, []byte, []*os.File) (any, []*os.File, error) {
 			os.Exit(7)
 			return nil, nil, nil
 		},
-		"files": func(_ context.Context, args json.RawMessage, _ []*os.File) (any, []*os.File, error) {
+		"files": func(_ context.Context, args []byte, _ []*os.File) (any, []*os.File, error) {
 			var n int
-			if err := json.Unmarshal(args, &n); err != nil {
+			if err := Unmarshal(args, &n); err != nil {
 				return nil, nil, err
 			}
 			out := make([]*os.File, n)
@@ -186,7 +185,7 @@ func TestFiles(t *testing.T) {
 					files = append(files, memory(t, fmt.Sprint(i, ".", j)))
 				}
 				defer closeFiles(files)
-				back, err := c.Call(t.Context(), "echo", i, nil, files...)
+				back, err := c.Call(t.Context(), "echo", "", nil, files...)
 				defer closeFiles(back)
 				if err != nil || len(back) != len(files) {
 					t.Errorf("call %d: %d files for %d, %v", i, len(back), len(files), err)
@@ -273,11 +272,11 @@ func TestTooManyFiles(t *testing.T) {
 		for i := range many {
 			many[i] = f
 		}
-		_, err := c.Call(t.Context(), "echo", nil, nil, many...)
+		_, err := c.Call(t.Context(), "echo", "", nil, many...)
 		match(t, err, "call echo: 254 descriptors in one message: at most 253 are possible")
 		_, err = c.Call(t.Context(), "files", MaxFiles+1, nil)
 		match(t, err, "answer files: 254 descriptors in one message: at most 253 are possible")
-		back, err := c.Call(t.Context(), "echo", nil, nil, many[:MaxFiles]...)
+		back, err := c.Call(t.Context(), "echo", "", nil, many[:MaxFiles]...)
 		if err != nil || len(back) != MaxFiles {
 			t.Errorf("%d files came back, %v", len(back), err)
 		}
@@ -295,12 +294,12 @@ func match(t *testing.T, err error, want string) {
 func TestErrors(t *testing.T) {
 	each(t, func(t *testing.T, c *Conn) {
 		for _, x := range []struct{ method, msg, kind, data string }{
-			{"busy", "listen: port 80 is busy", "busy", `{"Port":80}`},
+			{"busy", "listen: port 80 is busy", "busy", "\xa0\x01"},
 			{"plain", "disk on fire", "", ""},
-			{"relayed", "far: x", "busy", `{"Port":1}`},
+			{"relayed", "far: x", "busy", "\x02"},
 			{"nothing", `the inner process has no method "nothing"`, "", ""},
 			{"panic", "panic in panic: runtime error: index out of range [0] with length 0", KindPanic, "*"},
-			{"unwritable", "answer unwritable: json: error calling MarshalJSON for type inner.unwritable: no form", "", ""},
+			{"unwritable", "answer unwritable: a time.Time cannot cross", "", ""},
 		} {
 			_, err := c.Call(t.Context(), x.method, nil, nil)
 			var e *Error
@@ -311,7 +310,7 @@ func TestErrors(t *testing.T) {
 			}
 		}
 		if _, err := c.Call(t.Context(), "echo", func() {}, nil); err == nil {
-			t.Error("arguments without a JSON form were sent")
+			t.Error("arguments that cannot cross were sent")
 		}
 		var n int
 		if _, err := c.Call(t.Context(), "echo", "text", &n); err == nil {
@@ -329,7 +328,7 @@ func TestCancel(t *testing.T) {
 		if _, err := c.Call(ctx, "wait", nil, nil); err != why {
 			t.Errorf("error %v", err)
 		}
-		if _, err := c.Call(ctx, "echo", nil, nil); err != why {
+		if _, err := c.Call(ctx, "echo", "", nil); err != why {
 			t.Errorf("a call after the end: %v", err)
 		}
 		late, cancel2 := context.WithTimeout(t.Context(), 20*time.Millisecond)
@@ -402,7 +401,7 @@ func TestServeEnds(t *testing.T) {
 	release, entered := make(chan bool), make(chan bool)
 	served := make(chan error, 1)
 	go func() {
-		served <- Serve(f, map[string]Handler{"deaf": func(context.Context, json.RawMessage, []*os.File) (any, []*os.File, error) {
+		served <- Serve(f, map[string]Handler{"deaf": func(context.Context, []byte, []*os.File) (any, []*os.File, error) {
 			close(entered)
 			<-release
 			return nil, nil, nil
@@ -438,7 +437,7 @@ func TestNoRoomForFiles(t *testing.T) {
 	if err := syscall.Setrlimit(unix.RLIMIT_NOFILE, (*syscall.Rlimit)(&tight)); err != nil {
 		t.Fatal(err)
 	}
-	_, err := c.Call(t.Context(), "echo", nil, nil, f, f, f, f, f, f, f, f, f, f, f, f, f, f, f, f, f, f, f)
+	_, err := c.Call(t.Context(), "echo", "", nil, f, f, f, f, f, f, f, f, f, f, f, f, f, f, f, f, f, f, f)
 	if serr := syscall.Setrlimit(unix.RLIMIT_NOFILE, (*syscall.Rlimit)(&old)); serr != nil {
 		t.Fatal(serr)
 	}
@@ -452,8 +451,8 @@ func TestNoRoomForFiles(t *testing.T) {
 
 func FuzzReadFrame(f *testing.F) {
 	for _, x := range []*frame{
-		{kind: kindCall, id: 1, method: "echo", body: []byte(`{"a":1}`)},
-		{kind: kindAnswer, id: 1<<64 - 1, body: []byte("null")},
+		{kind: kindCall, id: 1, method: "echo", body: []byte{1, 2}},
+		{kind: kindAnswer, id: 1<<64 - 1, body: []byte{0}},
 		{kind: kindCancel},
 	} {
 		f.Add(append(x.header(), x.body...))

@@ -2,7 +2,6 @@ package inner
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -115,7 +114,7 @@ func (s *server) serve(ctx context.Context, f *frame) {
 func (s *server) answer(ctx context.Context, f *frame) (answer *frame, out []*os.File) {
 	defer func() {
 		if p := recover(); p != nil {
-			stack, _ := json.Marshal(string(debug.Stack())) // a string always has a JSON form
+			stack, _ := Marshal(string(debug.Stack())) // a string can always cross
 			msg := fmt.Sprintf("panic in %s: %v", f.method, p)
 			answer = failure(f.id, &Error{Msg: msg, Kind: KindPanic, Data: stack})
 		}
@@ -133,7 +132,7 @@ func (s *server) answer(ctx context.Context, f *frame) (answer *frame, out []*os
 	if err != nil {
 		return failure(f.id, wireError(ctx, err)), out
 	}
-	body, err := json.Marshal(reply)
+	body, err := Marshal(reply)
 	if err != nil {
 		return failure(f.id, &Error{Msg: fmt.Sprintf("answer %s: %v", f.method, err)}), out
 	}
@@ -141,9 +140,9 @@ func (s *server) answer(ctx context.Context, f *frame) (answer *frame, out []*os
 }
 
 func failure(id uint64, e *Error) *frame {
-	body, err := json.Marshal(e)
+	body, err := Marshal(e)
 	if err != nil || len(body) > MaxBody { // a Kinder's data can be anything
-		body, _ = json.Marshal(&Error{Msg: e.Msg[:min(len(e.Msg), 1<<16)]})
+		body, _ = Marshal(&Error{Msg: e.Msg[:min(len(e.Msg), 1<<16)]})
 	}
 	return &frame{kind: kindFailure, id: id, body: body}
 }

@@ -87,9 +87,9 @@ const (
 // An ExitError is a process that ended with a code other than 0, or by a signal (Signal > 0), or that could not be executed
 // (Msg says why; Code is 126 or 127, as a shell's would be).
 type ExitError struct {
-	Code   int    `json:"code"`
-	Signal int    `json:"signal,omitempty"`
-	Msg    string `json:"msg,omitempty"`
+	Code   int
+	Signal int
+	Msg    string
 }
 
 func (e *ExitError) Error() string {
@@ -102,7 +102,7 @@ func (e *ExitError) Error() string {
 	return fmt.Sprintf("exit code: %d", e.Code)
 }
 
-// WireKind lets the error cross to the first process: kind "exit", and the error itself as JSON.
+// WireKind lets the error cross to the first process: kind "exit", and the error itself.
 func (e *ExitError) WireKind() (string, any) { return "exit", e }
 
 func init() {
