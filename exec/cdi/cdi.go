@@ -17,6 +17,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"go.yaml.in/yaml/v3"
 )
 
 // Dirs are where specifications are, later ones going before earlier ones: those of CDI, and BuildKit's own.
@@ -175,16 +177,13 @@ func readFile(file string) ([]*Device, error) {
 }
 
 // parse reads a specification. A field that is not known may be a need that is not met, so it is an error.
-func parse(text []byte, yaml bool) ([]*Device, error) {
+func parse(text []byte, isYAML bool) ([]*Device, error) {
 	if len(text) > maxSpec {
 		return nil, fmt.Errorf("more than %d MiB", maxSpec>>20)
 	}
-	if yaml {
-		v, err := parseYAML(text)
-		if err != nil {
-			return nil, err
-		}
-		if text, err = json.Marshal(v); err != nil {
+	if isYAML {
+		var err error
+		if text, err = toJSON(text); err != nil {
 			return nil, err
 		}
 	}
@@ -198,6 +197,21 @@ func parse(text []byte, yaml bool) ([]*Device, error) {
 		return nil, errors.New("more follows the specification")
 	}
 	return s.devices()
+}
+
+// toJSON is a YAML document as JSON.
+func toJSON(text []byte) ([]byte, error) {
+	d := yaml.NewDecoder(bytes.NewReader(text))
+	var v any
+	if err := d.Decode(&v); err == io.EOF {
+		return nil, errors.New("it is empty")
+	} else if err != nil {
+		return nil, fmt.Errorf("%s", strings.TrimPrefix(err.Error(), "yaml: "))
+	}
+	if err := d.Decode(new(yaml.Node)); err != io.EOF {
+		return nil, errors.New("more than one document")
+	}
+	return json.Marshal(v)
 }
 
 var (

@@ -177,36 +177,20 @@ func TestBadSpecs(t *testing.T) {
 
 func TestYAML(t *testing.T) {
 	for text, want := range map[string]string{
-		"a: 1": `{"a":1}`,
-		"a:\n  b:\n    - c\n    -\n    - d: e\n      f: g": `{"a":{"b":["c",null,{"d":"e","f":"g"}]}}`,
-		"a:\n- x\n- y\nb: z # c":                           `{"a":["x","y"],"b":"z"}`,
-		"- - 1\n  - 2\n- [3, [4, \"5\"], {x: 6}]":          `[[1,2],[3,[4,"5"],{"x":6}]]`,
-		`"a b": 'it''s'`:                                   `{"a b":"it's"}`,
-		"a: x#y\nb: /dev/x:/dev/y\nc: 0x10\nd: 010\ne: 0.5.0\nf: ~\ng: true\nh: \"1\"": `{"a":"x#y","b":"/dev/x:/dev/y","c":16,"d":8,"e":"0.5.0","f":null,"g":true,"h":"1"}`,
-		"a: {}\nb: []\nc: {x: [], 'y': \"\\u00e9\\n\"}":                                `{"a":{},"b":[],"c":{"x":[],"y":"é\n"}}`,
-		"a:\n  # c\n\n  b: 1\r\n":                                                      `{"a":{"b":1}}`,
-		"a: b\n c: d":                                                                  "line 2: its indentation fits nothing above",
-		"a: 1\na: 2":                                                                   `line 2: the key "a" stands here twice`,
-		"a: &x 1":                                                                      `line 1: "&" begins what is not understood`,
-		"a: |\n  x":                                                                    `line 1: "|" begins what is not understood`,
-		"a: *x":                                                                        `line 1: "*" begins what`,
-		"a: b: c":                                                                      "line 1: a colon within a text needs quotes",
-		"a: [1, 2":                                                                     "line 1: one of \",]\" is expected",
-		"a: \"x":                                                                       "line 1: a quote is not closed",
-		"a: 'x' y":                                                                     `line 1: "y" follows the value`,
-		"\ta: 1":                                                                       "line 1: it is indented with a tab",
-		"a: 1\n---\nb: 2":                                                              "line 2: several documents",
-		"a: 1\nb":                                                                      "line 2: a key and a colon are expected",
-		"":                                                                             "it is empty",
-		strings.Repeat("[", 100):                                                       "line 1: more than 64 collections",
-		strings.Repeat("- ", 100) + "x":                                                "line 1: more than 64 collections",
+		"a: {b: [1, \"2\"]}":               `{"a":{"b":[1,"2"]}}`,
+		"mode: 0660\nversion: 0.5.0\nn: ~": `{"mode":432,"n":null,"version":"0.5.0"}`, // 0660 is octal, as in YAML 1.1
+		"---\na: &x [/dev/a]\nb: *x\n":     `{"a":["/dev/a"],"b":["/dev/a"]}`,
+		"a: 1\na: 2":                       `line 2: mapping key "a" already defined at line 1`,
+		"a: 1\n---\nb: 2":                  "more than one document",
+		"a: [":                             "line 1: did not find expected node content",
+		"1: a":                             "json: unsupported type",
+		"# nothing":                        "it is empty",
 	} {
-		v, err := parseYAML([]byte(text))
-		got, _ := json.Marshal(v)
+		got, err := toJSON([]byte(text))
 		if err != nil {
 			got = []byte(err.Error())
 		}
-		if err == nil && string(got) != want || err != nil && !strings.HasPrefix(err.Error(), want) {
+		if !strings.Contains(string(got), want) {
 			t.Errorf("%q is %s, want %s", text, got, want)
 		}
 	}
@@ -218,8 +202,8 @@ func FuzzParse(f *testing.F) {
 	for _, s := range []string{"a: [1, {b: 'c'}]", "- - x\n  - y: z", "\"\\x41\": ~", "a: &b", ":", "- :", "? a", "a:\n- b\n -c"} {
 		f.Add([]byte(s), true)
 	}
-	f.Fuzz(func(t *testing.T, text []byte, yaml bool) {
-		devices, err := parse(text, yaml)
+	f.Fuzz(func(t *testing.T, text []byte, isYAML bool) {
+		devices, err := parse(text, isYAML)
 		if err != nil {
 			return
 		}
