@@ -96,7 +96,7 @@ func (c *complaint) say(format string, args ...any) {
 	c.e.Err = &reworded{text: fmt.Sprintf(format, args...), err: c.e.Err}
 }
 
-// stage is the stage of the guilty line, nil for what stands before the first or if the options are not known.
+// stage is the stage of the guilty line, nil for what stands before the first, if the options are not known, or if its FROM failed.
 func (c *complaint) stage() (found *stage) {
 	if c.b == nil {
 		return nil
@@ -104,6 +104,11 @@ func (c *complaint) stage() (found *stage) {
 	for _, s := range c.b.stages {
 		if s.pos.Line <= c.e.Pos.Line {
 			found = s
+		}
+	}
+	for _, n := range c.f.nodes {
+		if found != nil && strings.EqualFold(n.Value, "from") && n.StartLine > found.pos.Line && n.StartLine <= c.e.Pos.Line {
+			return nil
 		}
 	}
 	return found
