@@ -135,7 +135,7 @@ func valid(word string) string {
 
 // measure returns how long a word can become, as a word or as a heredoc, and the work of matching its patterns.
 func (b *build) measure(word string, env *environment) (size, matching int) {
-	z := sizer{word: word, env: env, escape: b.f.escape}
+	z := sizer{word: word, env: env, escape: b.f.escape, lengths: map[string]int{}}
 	size = z.until(0)
 	z.plainQuotes, z.at = true, 0
 	return max(size, z.until(0)), z.matching
@@ -189,6 +189,8 @@ type sizer struct {
 	plainQuotes bool // quotes mean nothing, and the escape is the backslash: a heredoc
 	// matching is the work of matching patterns.
 	matching int
+	// lengths are those of the values so far, since a word may name a long one often.
+	lengths map[string]int
 }
 
 const eof = -1
@@ -318,11 +320,16 @@ func (z *sizer) match(value, pattern int) {
 }
 
 func (z *sizer) value(name string) int {
-	v, _ := z.env.Get(name)
-	if !utf8.ValidString(v) {
-		return 3 * len(v) // patterns replace each bad byte
+	n, ok := z.lengths[name]
+	if !ok {
+		v, _ := z.env.Get(name)
+		n = len(v)
+		if !utf8.ValidString(v) {
+			n *= 3 // patterns replace each bad byte
+		}
+		z.lengths[name] = n
 	}
-	return len(v)
+	return n
 }
 
 // name reads a variable's name: a number, a special parameter, or letters, digits and underscores.

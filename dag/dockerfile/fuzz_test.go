@@ -116,7 +116,7 @@ func FuzzExpand(f *testing.F) {
 		heredoc.SkipProcessQuotes = true
 		name.RawQuotes, name.SkipUnsetEnv = true, true
 		for _, lex := range []*shell.Lex{build.lex, heredoc, name} {
-			z := sizer{word: string([]rune(word)), env: env, escape: file.escape, plainQuotes: lex == heredoc}
+			z := sizer{word: string([]rune(word)), env: env, escape: file.escape, plainQuotes: lex == heredoc, lengths: map[string]int{}}
 			size := z.until(0)
 			out, _, err := build.process(lex, word, env, maxExpanded)
 			if err == nil && len(out) > size {

@@ -5,7 +5,6 @@ import (
 	"runtime"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/rogpeppe/go-internal/txtar"
 )
@@ -51,7 +50,6 @@ func TestHostile(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			var before, after runtime.MemStats
 			runtime.ReadMemStats(&before)
-			start := time.Now()
 			f, err := Parse("Dockerfile", []byte("FROM scratch AS x\n"+text))
 			if err == nil {
 				_, err = Lower(f, Options{Platform: "linux/amd64", Image: true}, bases(t, &txtar.Archive{}))
@@ -60,10 +58,10 @@ func TestHostile(t *testing.T) {
 				isError(t, err)
 			}
 			runtime.ReadMemStats(&after)
-			took, mib := time.Since(start), (after.TotalAlloc-before.TotalAlloc)>>20
-			t.Logf("%v, %d MiB allocated, %.200v", took.Round(time.Millisecond), mib, err)
-			if took > time.Minute || mib > 4096 {
-				t.Errorf("took %v and allocated %d MiB", took, mib)
+			mib := (after.TotalAlloc - before.TotalAlloc) >> 20
+			t.Logf("%d MiB allocated, %.200v", mib, err)
+			if mib > 4096 {
+				t.Errorf("allocated %d MiB", mib)
 			}
 		})
 	}
