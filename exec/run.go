@@ -277,11 +277,25 @@ func (s *step) show(target string, data []byte, mode os.FileMode) error {
 	return nil
 }
 
+// script shows a heredoc's script in a directory of its own, read-only as in BuildKit.
 func (s *step) script(op *dag.Run) error {
 	if op.ScriptPath == "" {
 		return nil
 	}
-	return s.show(op.ScriptPath, op.Script, 0o755)
+	at, name := path.Split(op.ScriptPath)
+	dir := path.Join(s.dir, "script")
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		return err
+	}
+	if err := os.WriteFile(path.Join(dir, name), op.Script, 0o755); err != nil {
+		return err
+	}
+	at = path.Clean(at)
+	if err := s.point(at, true, dir); err != nil {
+		return err
+	}
+	s.mounts = append(s.mounts, sandbox.Mount{Type: "bind", Source: dir, Target: at, ReadOnly: true})
+	return nil
 }
 
 // spec puts the process together.

@@ -28,7 +28,8 @@ import (
 // in scripts. The files are
 //
 //	setup          lines for sh -e, run in context/ with umask 022 before the build, for what is not a plain file: ln -s, chmod,
-//	               touch -d, mkfifo, truncate, setfattr. "tool" (testdata/toolbox) is in the PATH: tool tar <<END makes archives
+//	               touch -d, mkfifo, truncate, setfattr. "tool" (testdata/toolbox) is in the PATH: tool tar <<END makes archives. img
+//	               is the program under test, with the state of the case: img build -t base - <<END makes another base
 //	flags          more arguments of img build, one a line; "$CASE" is the directory of the case
 //	Dockerfile     what is built. Bases: busybox (as in scripts), users (usersBase below)
 //	context/…      the build context; context/.dockerignore is its ignore file
@@ -271,7 +272,7 @@ func (c *languageCase) prepare() error {
 	setup, _ := c.section("setup")
 	cmd := c.command("sh", "-e")
 	cmd.Dir = context
-	cmd.Env = append(cmd.Env, "CASE="+c.dir)
+	cmd.Env = append(cmd.Env, "CASE="+c.dir, "IMG_STATE="+c.state())
 	cmd.Stdin = strings.NewReader("umask 022\n" + setup)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("setup: %w\n%s", err, out)
