@@ -49,7 +49,7 @@ import (
 //	history        "layer CREATED_BY" or "empty CREATED_BY" for each entry
 //	stderr         regular expressions, one a line, each of which matches a line of the standard error; "! EXPRESSION" matches none
 //	error          the same, for a build that fails
-//	buildah        how Debian's buildah differs, and why; for the differential run
+//	buildah        how Debian's buildah differs, and why; see TestBuildah
 //
 // A section that is not there is not compared. -update writes tree, layers, config and history where a case has them (an empty
 // section will do); what it wrote is to be read with the specification beside it.
@@ -280,14 +280,19 @@ func (c *languageCase) prepare() error {
 	return nil
 }
 
+// flags are the case's own arguments of img build.
+func (c *languageCase) flags() (out []string) {
+	flags, _ := c.section("flags")
+	for f := range strings.Lines(flags) {
+		out = append(out, strings.ReplaceAll(strings.TrimSuffix(f, "\n"), "$CASE", c.dir))
+	}
+	return out
+}
+
 // build runs img build and returns its standard error.
 func (c *languageCase) build() (stderr string, err error) {
 	args := []string{"build", "--progress=plain", "-t", c.tag(), "-f", filepath.Join(c.dir, "Dockerfile")}
-	flags, _ := c.section("flags")
-	for f := range strings.Lines(flags) {
-		args = append(args, strings.ReplaceAll(strings.TrimSuffix(f, "\n"), "$CASE", c.dir))
-	}
-	cmd := c.command("img", append(args, filepath.Join(c.dir, "context"))...)
+	cmd := c.command("img", append(append(args, c.flags()...), filepath.Join(c.dir, "context"))...)
 	cmd.Env = append(cmd.Env, "IMG_STATE="+c.state())
 	var errs bytes.Buffer
 	cmd.Stderr = &errs
