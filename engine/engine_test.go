@@ -418,6 +418,8 @@ type locker struct {
 	fake
 	mu   sync.Mutex
 	free map[string]chan struct{}
+	// waits, if not nil, gets a word from whoever must wait for a lock.
+	waits chan string
 }
 
 func (l *locker) Acquire(ctx context.Context, v *dag.Vertex, note func(string)) (func(), error) {
@@ -442,6 +444,9 @@ func (l *locker) Acquire(ctx context.Context, v *dag.Vertex, note func(string)) 
 		return func() { <-lock }, nil
 	default:
 		note("waits for " + name)
+		if l.waits != nil {
+			l.waits <- name
+		}
 	}
 	select {
 	case lock <- struct{}{}:
@@ -456,9 +461,14 @@ func TestAcquireBeforeSlot(t *testing.T) {
 	other := make(chan struct{})
 	var mu sync.Mutex
 	holders, most := 0, 0
-	x := &locker{}
+	x := &locker{waits: make(chan string, 1)}
 	x.during = func(ctx context.Context, v *dag.Vertex) error {
 		if label(v) == "c" {
+			select {
+			case <-x.waits:
+			case <-time.After(10 * time.Second):
+				return errors.New("nobody waits for the lock")
+			}
 			close(other)
 			return nil
 		}

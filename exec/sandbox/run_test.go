@@ -136,24 +136,39 @@ func TestCancel(t *testing.T) {
 		grace    time.Duration
 		min, max time.Duration
 	}{
-		{"at the start", []string{"sleep", "60"}, 30 * time.Second, 0, 5 * time.Second},
-		{"nobody listens", []string{"sleep", "60"}, 30 * time.Second, 0, 5 * time.Second},
-		{"children end", []string{"sh", "-c", "sleep 60 & sleep 60; true"}, 30 * time.Second, 0, 5 * time.Second},
-		{"listens", []string{"probe", "trap"}, 30 * time.Second, 0, 5 * time.Second},
-		{"listens and stays", []string{"sh", "-c", "trap : TERM; while true; do sleep 1; done"}, time.Second, time.Second, 8 * time.Second},
+		{"at the start", []string{"sleep", "60"}, 30 * time.Second, 0, 25 * time.Second},
+		{"nobody listens", []string{"sleep", "60"}, 30 * time.Second, 0, 25 * time.Second},
+		{"children end", []string{"sh", "-c", "sleep 60 & sleep 60; true"}, 30 * time.Second, 0, 25 * time.Second},
+		{"listens", []string{"probe", "trap"}, 30 * time.Second, 0, 25 * time.Second},
+		{"listens and stays", []string{"sh", "-c", "trap : TERM; echo; while true; do sleep 1; done"}, time.Second, time.Second, 25 * time.Second},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			ctx, cancel := context.WithCancelCause(t.Context())
 			s := newSpec(t, root, test.args...)
 			s.Grace = test.grace
-			began := time.Now()
-			delay := 300 * time.Millisecond
-			if test.name == "at the start" {
-				delay = 3 * time.Millisecond
-			}
-			time.AfterFunc(delay, func() { cancel(stop) })
-			_, err := Run(ctx, s)
-			if took := time.Since(began) - delay; !errors.Is(err, stop) || took < test.min || took > test.max {
+			r, w, err := os.Pipe()
+			must(err)
+			defer r.Close()
+			s.Stdout = w
+			var began time.Time
+			canceled := make(chan struct{})
+			go func() {
+				defer close(canceled)
+				switch test.name {
+				case "at the start":
+					time.Sleep(3 * time.Millisecond)
+				case "listens and stays": // the trap is set once it speaks
+					_, _ = r.Read(make([]byte, 1))
+				default:
+					time.Sleep(300 * time.Millisecond)
+				}
+				began = time.Now()
+				cancel(stop)
+			}()
+			_, err = Run(ctx, s)
+			w.Close()
+			<-canceled
+			if took := time.Since(began); !errors.Is(err, stop) || took < test.min || took > test.max {
 				t.Errorf("%v after %v", err, took)
 			}
 			if left := children(t); left != 0 {

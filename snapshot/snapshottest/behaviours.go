@@ -319,6 +319,13 @@ func leftovers(t *testing.T, open Opener) {
 	os.Chmod(filepath.Join(own, "stage-dead/work/work"), 0)
 	u := open(t, dir)
 	for _, d := range []string{"stage-dead", "trash-x"} {
+		// Opening a store takes no longer for what there is to remove: on a busy machine some is left for the next time.
+		for again := 0; again < 100; again++ {
+			if _, err := os.Lstat(filepath.Join(own, d)); err != nil {
+				break
+			}
+			u = open(t, dir)
+		}
 		if _, err := os.Lstat(filepath.Join(own, d)); err == nil {
 			t.Errorf("%s is left", d)
 		}
