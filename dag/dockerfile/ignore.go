@@ -149,12 +149,15 @@ func (g *Ignore) Prune(dir string) bool {
 	}
 	parts := strings.Split(dir, "/")
 	for _, r := range g.rules {
-		if r.include && below(strings.Split(r.text, "/"), parts) {
+		if r.include && (strings.ContainsAny(r.text, regexpMeta) || below(strings.Split(r.text, "/"), parts)) {
 			return false
 		}
 	}
 	return true
 }
+
+// regexpMeta are the characters that patternmatcher hands on to its regular expressions: "!x|y*" takes back whatever has a y in it.
+const regexpMeta = "|+(){}^"
 
 // below reports whether a pattern may match something below a directory but not the directory itself.
 func below(pattern, dir []string) bool {
