@@ -21,6 +21,7 @@ import (
 
 	"img/cache/contenthash"
 	"img/snapshot"
+	"img/snapshot/attr"
 )
 
 // A Context is a local build context: a directory of the caller's, less what its ignore file hides. Files in it belong to 0:0,
@@ -612,7 +613,7 @@ func (c *Context) shownAs(name string) string {
 	case c.Streamed && name == xattrCapability:
 		return "security.capability"
 	case c.Streamed && name == "security.capability": // not the archive's
-	case strings.HasPrefix(name, "user.overlay."), strings.HasPrefix(name, "user.img."):
+	case strings.HasPrefix(name, "user.overlay."), strings.HasPrefix(name, attr.Prefix):
 	case strings.HasPrefix(name, "user."), name == "security.capability":
 		return name
 	}

@@ -242,7 +242,19 @@ func (w *world) openFrom(ctx context.Context, from fromRef) (source, func(), err
 
 // copy is the step itself, in the inner process.
 func (w *world) copy(ctx context.Context, a copyArgs, _ []*os.File) (written, error) {
-	active, err := w.snaps.Prepare(ctx, a.Base)
+	return w.write(ctx, a.Base, func(t *target) (snapshot.Times, error) {
+		c := &copier{t: t, op: a.Op, w: w}
+		err := c.all(ctx, a.From, a.Sources)
+		if c.unpacked {
+			return snapshot.TimesSet, err
+		}
+		return snapshot.TimesNever, err
+	})
+}
+
+// write makes a snapshot of what put puts on a base. put also says which times count in the snapshot's name.
+func (w *world) write(ctx context.Context, base snapshot.Name, put func(t *target) (snapshot.Times, error)) (written, error) {
+	active, err := w.snaps.Prepare(ctx, base)
 	if err != nil {
 		return written{}, err
 	}
@@ -253,18 +265,14 @@ func (w *world) copy(ctx context.Context, a copyArgs, _ []*os.File) (written, er
 	}
 	defer t.close()
 	t.ctx = ctx
-	c := &copier{t: t, op: a.Op, w: w}
-	if err := c.all(ctx, a.From, a.Sources); err != nil {
+	times, err := put(t)
+	if err != nil {
 		return written{}, err
 	}
 	if err := t.setTimes(); err != nil {
 		return written{}, err
 	}
-	o := snapshot.CommitOptions{Times: snapshot.TimesNever, Owner: t.ownerOf}
-	if c.unpacked {
-		o.Times = snapshot.TimesSet
-	}
-	n, err := active.Commit(ctx, o)
+	n, err := active.Commit(ctx, snapshot.CommitOptions{Times: times, Owner: t.ownerOf})
 	return written{n, t.warnings}, err
 }
 

@@ -81,29 +81,13 @@ func (w *world) fetched(ctx context.Context, a fetchedArgs, files []*os.File) (w
 	if len(files) != 1 {
 		return written{}, fmt.Errorf("%d descriptors came, not one", len(files))
 	}
-	active, err := w.snaps.Prepare(ctx, "")
-	if err != nil {
-		return written{}, err
-	}
-	defer active.Discard()
-	t, err := newTarget(active.Root(), w.setup.IDs)
-	if err != nil {
-		return written{}, err
-	}
-	defer t.close()
-	t.ctx = ctx
-	if err := w.putFetched(ctx, t, a, files[0]); err != nil {
-		return written{}, err
-	}
-	if err := t.setTimes(); err != nil {
-		return written{}, err
-	}
-	o := snapshot.CommitOptions{Times: snapshot.TimesNever, Owner: t.ownerOf}
-	if a.Times {
-		o.Times = snapshot.TimesSet
-	}
-	n, err := active.Commit(ctx, o)
-	return written{n, t.warnings}, err
+	return w.write(ctx, "", func(t *target) (snapshot.Times, error) {
+		err := w.putFetched(ctx, t, a, files[0])
+		if a.Times {
+			return snapshot.TimesSet, err
+		}
+		return snapshot.TimesNever, err
+	})
 }
 
 func (w *world) putFetched(ctx context.Context, t *target, a fetchedArgs, f *os.File) error {

@@ -32,29 +32,17 @@ func (x *Executor) mkdir(ctx context.Context, op *dag.Mkdir, in []cache.Output) 
 
 // mkdir is WORKDIR: the directory and its missing parents, owned by USER (an unknown name is root).
 func (w *world) mkdir(ctx context.Context, a mkdirArgs, _ []*os.File) (written, error) {
-	active, err := w.snaps.Prepare(ctx, a.Base)
-	if err != nil {
-		return written{}, err
-	}
-	defer active.Discard()
-	t, err := newTarget(active.Root(), w.setup.IDs)
-	if err != nil {
-		return written{}, err
-	}
-	defer t.close()
-	if err := t.setOwner("USER", a.Op.User); err != nil {
-		return written{}, err
-	}
-	p, err := t.resolve(a.Op.Path)
-	if err != nil {
-		return written{}, err
-	}
-	if there, err := t.isDir(p); err != nil || there {
-		t.warnings = nil // whose it would be does not matter
-	}
-	if err := t.mkdirAll(p); err != nil {
-		return written{}, err
-	}
-	n, err := active.Commit(ctx, snapshot.CommitOptions{Times: snapshot.TimesNever, Owner: t.ownerOf})
-	return written{n, t.warnings}, err
+	return w.write(ctx, a.Base, func(t *target) (snapshot.Times, error) {
+		if err := t.setOwner("USER", a.Op.User); err != nil {
+			return snapshot.TimesNever, err
+		}
+		p, err := t.resolve(a.Op.Path)
+		if err != nil {
+			return snapshot.TimesNever, err
+		}
+		if there, err := t.isDir(p); err != nil || there {
+			t.warnings = nil // whose it would be does not matter
+		}
+		return snapshot.TimesNever, t.mkdirAll(p)
+	})
 }

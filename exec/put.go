@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"img/snapshot"
+	"img/snapshot/attr"
 )
 
 // put makes one entry at a path and returns the digest of a file's content, computed while it is copied.
@@ -184,12 +185,6 @@ func (t *target) putData(p string, e snapshot.Entry, data []byte) error {
 	return utimes(fd, base, e.MTime)
 }
 
-// Attributes in which the disk keeps what it cannot show otherwise (package snapshot reads them).
-const (
-	ownerAttr  = "user.img.owner"
-	deviceAttr = "user.img.device"
-)
-
 // putDevice makes a placeholder: a real device node cannot be made in a user namespace, nor should it.
 func (t *target) putDevice(fd int, base string, e snapshot.Entry) error {
 	f, err := create(fd, base, base)
@@ -197,7 +192,7 @@ func (t *target) putDevice(fd int, base string, e snapshot.Entry) error {
 		return err
 	}
 	defer f.Close()
-	return unix.Fsetxattr(int(f.Fd()), deviceAttr, fmt.Appendf(nil, "%c:%d:%d", e.Type, e.Major, e.Minor), 0)
+	return unix.Fsetxattr(int(f.Fd()), attr.Device, attr.FormatDevice(byte(e.Type), e.Major, e.Minor), 0)
 }
 
 // restore sets owner, mode and attributes. Owner before mode: chown clears the set-id bits. Attributes last: chown clears
@@ -237,7 +232,7 @@ func (t *target) setID(fd int, base, p string, typ snapshot.Type, uid, gid uint3
 	delete(t.owners, p)
 	if uid < t.ids && gid < t.ids {
 		if typ == snapshot.Dir { // an existing one may have had another owner
-			unix.Lremovexattr(proc, ownerAttr)
+			unix.Lremovexattr(proc, attr.Owner)
 		}
 		if err := unix.Fchownat(fd, base, int(uid), int(gid), unix.AT_SYMLINK_NOFOLLOW); err != nil {
 			return &os.PathError{Op: "chown", Path: "/" + p, Err: err}
@@ -251,7 +246,7 @@ func (t *target) setID(fd int, base, p string, typ snapshot.Type, uid, gid uint3
 		t.owners[p] = [2]uint32{uid, gid}
 		return nil
 	}
-	if err := unix.Lsetxattr(proc, ownerAttr, fmt.Appendf(nil, "%d:%d", uid, gid), 0); err != nil {
+	if err := unix.Lsetxattr(proc, attr.Owner, attr.FormatOwner(uid, gid), 0); err != nil {
 		return &os.PathError{Op: "note the owner of", Path: "/" + p, Err: err}
 	}
 	return nil

@@ -17,6 +17,7 @@ import (
 	"img/dag"
 	"img/exec/sandbox"
 	"img/snapshot"
+	"img/snapshot/attr"
 	"img/userns"
 )
 
@@ -413,7 +414,7 @@ func (s *step) noted(p string) bool {
 	if err != nil {
 		return false
 	}
-	_, err = unix.Lgetxattr(fmt.Sprintf("/proc/self/fd/%d/%s", fd, base), ownerAttr, nil)
+	_, err = unix.Lgetxattr(fmt.Sprintf("/proc/self/fd/%d/%s", fd, base), attr.Owner, nil)
 	return err == nil
 }
 

@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"img/registry/image"
+	"img/snapshot/attr"
 	"img/snapshot/layer"
 )
 
@@ -39,9 +40,9 @@ const (
 // Attributes of a streamed context's files on disk, for what the caller's disk cannot show. Nobody's archive can set them.
 const (
 	// xattrMode is the mode, octal, of a file or directory that its owner could not read or enter. On disk it has heldMode.
-	xattrMode = "user.img.mode"
+	xattrMode = attr.Prefix + "mode"
 	// xattrCapability is security.capability, which only root may set.
-	xattrCapability = "user.img.capability"
+	xattrCapability = attr.Prefix + "capability"
 
 	heldFileMode = 0o600
 	heldDirMode  = 0o700

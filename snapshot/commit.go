@@ -14,6 +14,8 @@ import (
 	"sync"
 
 	"golang.org/x/sys/unix"
+
+	"img/snapshot/attr"
 )
 
 // A scan goes through what a driver says may have changed, in order, and compares it with the parent's view.
@@ -286,13 +288,13 @@ func (s *scan) attributes(c *change, at string, st *unix.Stat_t) error {
 	}
 	for _, x := range all {
 		switch {
-		case x.Name == ownerAttr && st.Uid == 0 && st.Gid == 0:
-			if u, g, ok := parseOwner(x.Value); ok {
+		case x.Name == attr.Owner && st.Uid == 0 && st.Gid == 0:
+			if u, g, ok := attr.ParseOwner(x.Value); ok {
 				c.e.UID, c.e.GID = u, g
 			}
-		case x.Name == deviceAttr && c.e.Type == File && st.Size == 0:
-			if t, major, minor, ok := parseDevice(x.Value); ok {
-				c.e.Type, c.e.Major, c.e.Minor = t, major, minor
+		case x.Name == attr.Device && c.e.Type == File && st.Size == 0:
+			if kind, major, minor, ok := attr.ParseDevice(x.Value); ok {
+				c.e.Type, c.e.Major, c.e.Minor = Type(kind), major, minor
 			}
 		case x.Name == capabilityAttr:
 			c.e.Xattrs = append(c.e.Xattrs, Xattr{x.Name, normalCapability(x.Value)})

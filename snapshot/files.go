@@ -13,21 +13,17 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"img/snapshot/attr"
 )
 
-// Attributes of ours on files whose owner or kind the disk cannot have, and those of the kernel that matter here.
+// Attributes of the kernel that matter here.
 const (
-	// ownerAttr is "uid:gid", honoured where the disk has 0:0.
-	ownerAttr = "user.img.owner"
-	// deviceAttr on an empty regular file makes it stand for a device: "c:major:minor" or "b:major:minor".
-	deviceAttr = "user.img.device"
-
 	capabilityAttr = "security.capability"
 	aclAccess      = "system.posix_acl_access"
 	aclDefault     = "system.posix_acl_default"
 	overlayPrefix  = "user.overlay."
 	opaqueAttr     = "user.overlay.opaque"
-	ourPrefix      = "user.img."
 )
 
 // openBeneath opens a path below root without following any link.
@@ -212,13 +208,13 @@ func xattr(path, name string) ([]byte, error) {
 // counts reports whether an attribute is part of a snapshot.
 func counts(name string) bool {
 	if strings.HasPrefix(name, "user.") {
-		return !strings.HasPrefix(name, overlayPrefix) && !strings.HasPrefix(name, ourPrefix)
+		return !strings.HasPrefix(name, overlayPrefix) && !strings.HasPrefix(name, attr.Prefix)
 	}
 	return name == capabilityAttr || name == aclAccess || name == aclDefault
 }
 
 // kept reports whether an attribute goes along when a file is copied inside the store.
-func kept(name string) bool { return counts(name) || strings.HasPrefix(name, ourPrefix) }
+func kept(name string) bool { return counts(name) || strings.HasPrefix(name, attr.Prefix) }
 
 // normalCapability takes the root id off a file capability (revision 3, linux/capability.h).
 func normalCapability(v []byte) []byte {
@@ -233,24 +229,6 @@ func normalCapability(v []byte) []byte {
 	out := bytes.Clone(v[:20])
 	binary.LittleEndian.PutUint32(out, magic&^revMask|rev2)
 	return out
-}
-
-// parseOwner reads "uid:gid".
-func parseOwner(v []byte) (uid, gid uint32, ok bool) {
-	u, g, found := strings.Cut(string(v), ":")
-	un, err1 := strconv.ParseUint(u, 10, 32)
-	gn, err2 := strconv.ParseUint(g, 10, 32)
-	return uint32(un), uint32(gn), found && err1 == nil && err2 == nil
-}
-
-// parseDevice reads "c:major:minor".
-func parseDevice(v []byte) (t Type, major, minor uint32, ok bool) {
-	kind, num, _ := strings.Cut(string(v), ":")
-	major, minor, ok = parseOwner([]byte(num))
-	if ok && (kind == string(Char) || kind == string(Block)) {
-		return Type(kind[0]), major, minor, true
-	}
-	return 0, 0, 0, false
 }
 
 // setAttributes gives a new file the owner, attributes, mode and times of another. at is a procName/name or procName.

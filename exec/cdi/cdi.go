@@ -202,8 +202,8 @@ func parse(text []byte, isYAML bool) ([]*Device, error) {
 // toJSON is a YAML document as JSON.
 func toJSON(text []byte) ([]byte, error) {
 	d := yaml.NewDecoder(bytes.NewReader(text))
-	var v any
-	if err := d.Decode(&v); err == io.EOF {
+	var n yaml.Node
+	if err := d.Decode(&n); err == io.EOF {
 		return nil, errors.New("it is empty")
 	} else if err != nil {
 		return nil, fmt.Errorf("%s", strings.TrimPrefix(err.Error(), "yaml: "))
@@ -211,7 +211,27 @@ func toJSON(text []byte) ([]byte, error) {
 	if err := d.Decode(new(yaml.Node)); err != io.EOF {
 		return nil, errors.New("more than one document")
 	}
+	if line := aliasIn(&n); line > 0 {
+		return nil, fmt.Errorf("line %d: an alias: few bytes could stand for very many", line)
+	}
+	var v any
+	if err := n.Decode(&v); err != nil {
+		return nil, fmt.Errorf("%s", strings.TrimPrefix(err.Error(), "yaml: "))
+	}
 	return json.Marshal(v)
+}
+
+// aliasIn returns the line of an alias, 0 if there is none.
+func aliasIn(n *yaml.Node) int {
+	if n.Kind == yaml.AliasNode {
+		return n.Line
+	}
+	for _, c := range n.Content {
+		if line := aliasIn(c); line > 0 {
+			return line
+		}
+	}
+	return 0
 }
 
 var (

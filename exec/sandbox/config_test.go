@@ -137,19 +137,3 @@ func TestMapped(t *testing.T) {
 		}
 	}
 }
-
-// The owner attribute is on files that a hostile image may have brought along.
-func FuzzParseIDs(f *testing.F) {
-	for _, s := range []string{"0:0", "1000:1000", "4294967295:1", "4294967296:1", "-1:2", ":", "1", "1:2:3", " 1:2", ""} {
-		f.Add(s)
-	}
-	f.Fuzz(func(t *testing.T, text string) {
-		v, err := parseIDs(text)
-		if err != nil {
-			return
-		}
-		if back, err := parseIDs(v.String()); err != nil || back != v {
-			t.Errorf("%q is %v, then %v, %v", text, v, back, err)
-		}
-	})
-}

@@ -1,23 +1,13 @@
 package sandbox
 
 import (
-	"fmt"
 	"os"
 	"path"
 	"path/filepath"
 	"strconv"
-	"strings"
 	"sync"
 
 	"golang.org/x/sys/unix"
-)
-
-// Attributes that the supervisor of a OneID process leaves on regular files and directories.
-const (
-	// ownerAttr holds the owner the process asked for: "uid:gid" in decimal. Files of 0:0 have none.
-	ownerAttr = "user.img.owner"
-	// deviceAttr marks an empty regular file as a device that could not be made: "c:major:minor" or "b:major:minor".
-	deviceAttr = "user.img.device"
 )
 
 // maxHeld bounds the descriptors that keep recorded inodes alive.
@@ -28,7 +18,7 @@ const maxHeld = 4096
 // Keys are inode numbers as the step's root shows them. Overlay shows a file of a lower layer with that layer's number, also when it has
 // been copied up, as long as it is remembered; who looks into the upper directory finds another. So an owner is found by path, too.
 //
-// Regular files and directories carry their owner as attribute user.img.owner and, when they stand for a device, user.img.device.
+// Regular files and directories carry their owner, unless it is 0:0, and what device they stand for as attributes: attr.Owner, attr.Device.
 // Owners has what cannot carry one: symbolic links, fifos, sockets; and all devices.
 type Owners struct {
 	mu      sync.Mutex
@@ -137,18 +127,3 @@ func nameIn(root string, fd int, st *unix.Stat_t) (string, bool) {
 	}
 	return name[1:], true
 }
-
-func (v ids) String() string { return fmt.Sprintf("%d:%d", v.uid, v.gid) }
-
-// parseIDs reads the value of the owner attribute.
-func parseIDs(text string) (ids, error) {
-	u, g, ok := strings.Cut(text, ":")
-	uid, err1 := strconv.ParseUint(u, 10, 32)
-	gid, err2 := strconv.ParseUint(g, 10, 32)
-	if !ok || err1 != nil || err2 != nil {
-		return ids{}, fmt.Errorf("owner %q is not uid:gid", text)
-	}
-	return ids{uint32(uid), uint32(gid)}, nil
-}
-
-func (d device) String() string { return fmt.Sprintf("%c:%d:%d", d.kind, d.major, d.minor) }

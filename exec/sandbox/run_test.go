@@ -17,6 +17,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
+
+	"img/snapshot/attr"
 )
 
 var (
@@ -385,7 +387,7 @@ func recorded(t *testing.T, root string, owners *Owners) string {
 		var st unix.Stat_t
 		must(unix.Lstat(file, &st))
 		fmt.Fprintf(&b, "%s %o disk %d:%d", name, st.Mode, st.Uid, st.Gid)
-		for _, attr := range []string{ownerAttr, deviceAttr} {
+		for _, attr := range []string{attr.Owner, attr.Device} {
 			buf := make([]byte, 64)
 			if n, err := unix.Lgetxattr(file, attr, buf); err == nil {
 				fmt.Fprintf(&b, " %s=%s", attr, buf[:n])

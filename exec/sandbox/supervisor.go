@@ -13,6 +13,8 @@ import (
 
 	libseccomp "github.com/seccomp/libseccomp-golang"
 	"golang.org/x/sys/unix"
+
+	"img/snapshot/attr"
 )
 
 const (
@@ -473,9 +475,9 @@ func (t thread) markOwner(fd int, st *unix.Stat_t, req request) error {
 	}
 	want := merge(t.markedOwner(self, st), req)
 	if want == (ids{}) {
-		err = unix.Removexattr(self, ownerAttr)
+		err = unix.Removexattr(self, attr.Owner)
 	} else {
-		err = unix.Setxattr(self, ownerAttr, []byte(want.String()), 0)
+		err = unix.Setxattr(self, attr.Owner, attr.FormatOwner(want.uid, want.gid), 0)
 	}
 	switch err {
 	case nil, unix.ENODATA:
@@ -497,9 +499,9 @@ func (t thread) nameOf(fd int) (string, error) {
 
 func (t thread) markedOwner(self string, st *unix.Stat_t) ids {
 	buf := make([]byte, 64)
-	if n, err := unix.Getxattr(self, ownerAttr, buf); err == nil {
-		if v, err := parseIDs(string(buf[:n])); err == nil {
-			return v
+	if n, err := unix.Getxattr(self, attr.Owner, buf); err == nil {
+		if uid, gid, ok := attr.ParseOwner(buf[:n]); ok {
+			return ids{uid, gid}
 		}
 	}
 	return diskOwner(st)
@@ -591,7 +593,7 @@ func (t thread) placeholder(name string, mode uint32, d device) error {
 	if err := unix.Fstat(fd, &st); err != nil {
 		return err
 	}
-	err = unix.Fsetxattr(fd, deviceAttr, []byte(d.String()), 0)
+	err = unix.Fsetxattr(fd, attr.Device, attr.FormatDevice(d.kind, d.major, d.minor), 0)
 	if err != nil && err != unix.EOPNOTSUPP {
 		_ = unix.Unlink(name) // our own, made exclusively a moment ago
 		return unix.EPERM

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"img/snapshot"
+	"img/snapshot/attr"
 	"io"
 	"math"
 	"os"
@@ -288,8 +289,8 @@ func TestApplyOwners(t *testing.T) {
 		p := filepath.Join(h.root, c.path)
 		var st unix.Stat_t
 		must(t, unix.Lstat(p, &st))
-		if st.Uid != c.uid || st.Gid != c.gid || attribute(p, xattrOwner) != c.attr {
-			t.Errorf("%s: on disk %d:%d, %q", c.path, st.Uid, st.Gid, attribute(p, xattrOwner))
+		if st.Uid != c.uid || st.Gid != c.gid || attribute(p, attr.Owner) != c.attr {
+			t.Errorf("%s: on disk %d:%d, %q", c.path, st.Uid, st.Gid, attribute(p, attr.Owner))
 		}
 	}
 }
@@ -304,7 +305,7 @@ func TestApplyDevice(t *testing.T) {
 	h := newHost(t)
 	_, err := apply(t, h, archive(t, char("null", 1, 3)), nil, ApplyOptions{})
 	must(t, err)
-	if got := attribute(filepath.Join(h.root, "null"), xattrDevice); got != "c:1:3" {
+	if got := attribute(filepath.Join(h.root, "null"), attr.Device); got != "c:1:3" {
 		t.Errorf("attribute %q", got)
 	}
 }

@@ -46,12 +46,8 @@ const (
 	maxLinks = 40
 )
 
-// Attributes of files in overlay form. A user namespace may set no others.
-const (
-	xattrOpaque = "user.overlay.opaque" // "y"
-	xattrOwner  = "user.img.owner"      // "uid:gid", where the disk cannot show them
-	xattrDevice = "user.img.device"     // "c:major:minor" or "b:major:minor" on an empty file
-)
+// xattrOpaque is "y" on opaque directories in overlay form. A user namespace may set no other attribute of overlay's.
+const xattrOpaque = "user.overlay.opaque"
 
 // WriteOptions of Write.
 type WriteOptions struct {

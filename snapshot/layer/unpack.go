@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"img/snapshot"
+	"img/snapshot/attr"
 )
 
 const bufferSize = 256 << 10
@@ -407,10 +408,10 @@ func (u *unpacker) owner(e *snapshot.Entry) (uid, gid int, ok bool) {
 func (u *unpacker) ours(e *snapshot.Entry) []snapshot.Xattr {
 	var out []snapshot.Xattr
 	if n := u.o.IDs; n != 0 && (e.UID >= n || e.GID >= n) {
-		out = append(out, snapshot.Xattr{Name: xattrOwner, Value: fmt.Appendf(nil, "%d:%d", e.UID, e.GID)})
+		out = append(out, snapshot.Xattr{Name: attr.Owner, Value: attr.FormatOwner(e.UID, e.GID)})
 	}
 	if e.Type == snapshot.Char || e.Type == snapshot.Block {
-		out = append(out, snapshot.Xattr{Name: xattrDevice, Value: fmt.Appendf(nil, "%c:%d:%d", e.Type, e.Major, e.Minor)})
+		out = append(out, snapshot.Xattr{Name: attr.Device, Value: attr.FormatDevice(byte(e.Type), e.Major, e.Minor)})
 	}
 	return out
 }

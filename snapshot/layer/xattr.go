@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"img/snapshot"
+	"img/snapshot/attr"
 )
 
 // paxXattr is the prefix of the PAX records that hold extended attributes.
@@ -71,7 +72,7 @@ func Xattrs(h *tar.Header) ([]snapshot.Xattr, error) {
 // directories only (xattr(7)).
 func counts(name string, t snapshot.Type) bool {
 	switch {
-	case strings.HasPrefix(name, "user.overlay."), strings.HasPrefix(name, "user.img."):
+	case strings.HasPrefix(name, "user.overlay."), strings.HasPrefix(name, attr.Prefix):
 		return false
 	case strings.HasPrefix(name, "user."):
 		return len(name) > len("user.") && (t == snapshot.File || t == snapshot.Dir)
