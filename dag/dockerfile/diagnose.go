@@ -221,20 +221,6 @@ var diagnoses = sync.OnceValue(func() []diagnosis {
 	return out
 })
 
-func (c *complaint) atFlag(name string) bool {
-	s, ok := c.t.flag(name)
-	if ok {
-		c.at(s)
-	}
-	return ok
-}
-
-func (c *complaint) atFlagValue(name string) {
-	if s, ok := c.t.flag(name); ok {
-		c.at(c.t.value(s))
-	}
-}
-
 // atArgument places the complaint at the n-th argument that is no option; -1 is the last.
 func (c *complaint) atArgument(n int) bool {
 	_, args := c.t.arguments()
@@ -246,35 +232,6 @@ func (c *complaint) atArgument(n int) bool {
 	}
 	c.at(args[n])
 	return true
-}
-
-// atField places the complaint at a field of a RUN --mount; an empty value stands for any.
-func (c *complaint) atField(key, value string) bool {
-	for _, fields := range c.t.mounts() {
-		for _, f := range fields {
-			if f.key == key && (value == "" || f.value == value) {
-				c.at(f.span)
-				return true
-			}
-		}
-	}
-	for _, fields := range c.t.mounts() { // the value may be what a variable stands for
-		for _, f := range fields {
-			if f.key == key && strings.Contains(f.value, "$") {
-				c.at(f.span)
-				return true
-			}
-		}
-	}
-	return false
-}
-
-// oneOf hints at what a word may be.
-func (c *complaint) oneOf(word string, known ...string) {
-	if near := nearest(word, known); near != "" {
-		c.hint("did you mean %q?", near)
-	}
-	c.hint("it is %s or %s", strings.Join(known[:len(known)-1], ", "), known[len(known)-1])
 }
 
 // trigger is an error in an ONBUILD of the base image: the guilty text is not in this file, so the base is shown.
@@ -380,6 +337,7 @@ func (c *complaint) before() *text {
 
 // shellWords are programs that a line of a RUN often begins with.
 var shellWords = strings.Fields(`apk apt apt-get bash bundle cargo cat cd chmod chown cmake composer conda cp curl dnf echo exit export fi find for gem
+
 	git go grep gunzip if install ln ls make microdnf mkdir mv npm npx pip pip3 pnpm printf python python3 rm rmdir sed set sh sleep source sudo tar test
 	then touch true unzip useradd wget which while xargs yarn yum zypper`)
 
@@ -394,111 +352,6 @@ func (c *complaint) shellLike(before *text, line, word string) bool {
 	}
 	run := before.keyword() == "RUN" || before.keyword() == "CMD" || before.keyword() == "ENTRYPOINT"
 	return run && (slices.Contains(shellWords, word) || strings.HasSuffix(line, "&&") || strings.HasSuffix(line, ";"))
-}
-
-// flagNames are the options of each instruction that has some.
-var flagNames = map[string][]string{
-	"ADD":         {"--checksum", "--chmod", "--chown", "--exclude", "--keep-git-dir", "--link", "--unpack"},
-	"COPY":        {"--chmod", "--chown", "--exclude", "--from", "--link", "--parents"},
-	"FROM":        {"--platform"},
-	"HEALTHCHECK": {"--interval", "--retries", "--start-interval", "--start-period", "--timeout"},
-	"RUN":         {"--device", "--mount", "--network", "--security"},
-}
-
-func (c *complaint) unknownFlag(m []string) {
-	c.e.Hint = ""
-	c.atFlag(m[1])
-	keyword := c.t.keyword()
-	own := flagNames[keyword]
-	if near := nearest(m[1], own); near != "" {
-		c.hint("did you mean %q?", near)
-		return
-	}
-	for _, other := range []string{"COPY", "ADD", "RUN", "FROM", "HEALTHCHECK"} {
-		if slices.Contains(flagNames[other], m[1]) {
-			c.hint("%s has it, %s does not", other, keyword)
-			return
-		}
-	}
-	if len(own) == 0 {
-		c.hint("%s takes no options", keyword)
-		return
-	}
-	c.hint("%s has %s", keyword, strings.Join(own, " "))
-}
-
-func (c *complaint) duplicateFlag(m []string) {
-	c.atFlag(m[1])
-	c.hint("of the options, only --mount, --device and --exclude may be repeated")
-}
-
-func (c *complaint) flagWithoutValue(m []string) {
-	c.atFlag(m[1])
-	flags, args := c.t.arguments()
-	s, _ := c.t.flag(m[1])
-	if len(flags) > 0 && flags[len(flags)-1] == s && len(args) > 0 && !strings.HasSuffix(c.t.of(s), "=") {
-		c.hint("an option and its value are one word: %s=%s", m[1], c.t.of(args[0]))
-		return
-	}
-	if slices.Contains([]string{"--link", "--parents", "--keep-git-dir", "--unpack"}, m[1]) {
-		c.hint("it is true or false, or just %s", m[1])
-	}
-	c.hint("as %s=VALUE", m[1])
-}
-
-func (c *complaint) flagNotBool(m []string) {
-	c.atFlagValue(m[1])
-	c.hint("it is true or false")
-}
-
-// keyOfOtherType is a key that this type of mount does not have; BuildKit reads the fields from left to right, so the type has to come first.
-func (c *complaint) keyOfOtherType(m []string) {
-	of := map[string]string{"required": "secret and ssh mounts have required", "size": "tmpfs mounts have size"}[m[1]]
-	for _, fields := range c.t.mounts() {
-		seen, at := "bind", -1
-		for i, f := range fields {
-			if f.key == m[1] && at < 0 && seen == m[2] {
-				at = i
-			}
-			if f.key == "type" {
-				seen = strings.ToLower(f.value)
-			}
-		}
-		if at < 0 {
-			continue
-		}
-		c.at(fields[at].span)
-		if seen != m[2] {
-			c.hint("write type=%s before it", seen)
-		}
-		break
-	}
-	c.hint("%s", of)
-}
-
-// mountKeys are the keys of RUN --mount in full.
-var mountKeys = strings.Fields("type from source target readonly readwrite id sharing required size mode uid gid env src dst destination ro rw")
-
-func (c *complaint) unknownKey(m []string) {
-	c.e.Hint = ""
-	c.atField(m[1], "")
-	if near := nearest(m[1], mountKeys); near != "" {
-		c.hint("did you mean %q?", near)
-		return
-	}
-	c.hint("the keys are %s", strings.Join(mountKeys, " "))
-}
-
-func (c *complaint) keyWithoutValue(m []string) {
-	c.atField(strings.ToLower(m[1]), "")
-	if near := nearest(m[1], []string{"ro", "readonly", "rw", "readwrite", "required"}); near != "" {
-		c.hint("did you mean %q?", near)
-		return
-	}
-	if slices.Contains(mountKeys, strings.ToLower(m[1])) {
-		c.hint("as %s=VALUE", m[1])
-	}
-	c.hint("the fields are apart by commas, and those of one --mount are one word")
 }
 
 func (c *complaint) nameAlone(m []string) {
@@ -614,76 +467,6 @@ func (c *complaint) fromArguments([]string) {
 	}
 }
 
-// atHeredoc places the complaint at the "<<" of a heredoc.
-func (c *complaint) atHeredoc(name string) {
-	for _, s := range c.t.words() {
-		if i := strings.Index(c.t.of(s), "<<"); i >= 0 && strings.Contains(c.t.of(s), name) {
-			c.at(s)
-			return
-		}
-	}
-}
-
-var heredocWord = regexp.MustCompile(`\d*<<(-?)\s*(["']?)([^\s<"';|&]+)["']?`)
-
-// unterminated finds the heredoc that no line ends, and the line that was probably meant to.
-func (c *complaint) unterminated([]string) {
-	var open []int
-	for _, m := range heredocWord.FindAllStringSubmatchIndex(c.t.joined, -1) {
-		open = append(open, m...)
-	}
-	next := c.t.end // lines[next] is the first of the bodies
-	for i := 0; i+8 <= len(open); i += 8 {
-		s, tabs := span{open[i], open[i+1]}, open[i+2] < open[i+3]
-		name := c.t.joined[open[i+6]:open[i+7]]
-		end := c.terminator(next, name, tabs)
-		if end > 0 {
-			next = end
-			continue
-		}
-		c.at(s)
-		c.say("unterminated heredoc: no line after it is %q alone", name)
-		c.nearTerminator(next, name, tabs)
-		return
-	}
-}
-
-// terminator is the line that ends a heredoc, 0 if there is none.
-func (c *complaint) terminator(from int, name string, tabs bool) int {
-	for n := from; n < len(c.f.lines); n++ {
-		line := strings.TrimRight(c.f.lines[n], "\r")
-		if tabs {
-			line = strings.TrimLeft(line, "\t")
-		}
-		if line == name {
-			return n + 1
-		}
-	}
-	return 0
-}
-
-func (c *complaint) nearTerminator(from int, name string, tabs bool) {
-	for n := from; n < len(c.f.lines); n++ {
-		line := strings.TrimRight(c.f.lines[n], "\r")
-		bare := strings.TrimSpace(line)
-		switch {
-		case strings.TrimRight(line, " \t") == name:
-			c.hint("line %d has blanks after %s", n+1, name)
-		case bare == name && !tabs && strings.TrimLeft(line, "\t") == name:
-			c.hint("line %d has tabs before %s; <<-%s takes them away", n+1, name, name)
-		case bare == name:
-			c.hint("line %d has blanks before %s; only tabs may stand there, and only with <<-", n+1, name)
-		case strings.EqualFold(bare, name):
-			c.hint("line %d has %s, in other letters", n+1, bare)
-		case bare == name+";" || bare == name+`\` || strings.Trim(bare, `"'`) == name:
-			c.hint("line %d is %s; the end of a heredoc is %s without anything else", n+1, bare, name)
-		default:
-			continue
-		}
-		return
-	}
-}
-
 // array is the part of the instruction that begins like a JSON array, an empty span if there is none.
 func (t *text) array() span {
 	_, args := t.arguments()
@@ -771,123 +554,6 @@ func (c *complaint) duration(m []string) {
 		}
 	}
 	c.hint("durations have a unit: 30s, 5m")
-}
-
-// expansion is an error in the variables of a word, or of a heredoc's body.
-func (c *complaint) expansion(m []string) {
-	source, cause := m[1], m[2]
-	if unquoted, err := strconv.Unquote(`"` + source + `"`); err == nil {
-		source = unquoted
-	}
-	if unfinished.MatchString(cause) {
-		cause = "syntax error: missing '}'"
-		c.say("failed to process %q: %s", source, cause)
-	}
-	c.syntax = !requiredName.MatchString(cause)
-	in := span{0, len(c.t.joined)}
-	if i := strings.Index(c.t.joined, source); i >= 0 {
-		in = span{i, i + len(source)}
-		c.at(in)
-	} else if line, ok := c.heredocLine(source); ok {
-		c.inHeredoc(line, source, cause)
-		return
-	}
-	if len(source) > maxShown {
-		c.say("failed to process a word of %d bytes: %s", len(source), cause)
-	}
-	if at := faultIn(c.t.of(in), cause); at >= 0 {
-		c.e.Pos = c.t.pos(in.from + at)
-	}
-	c.expansionHint(cause)
-}
-
-// heredocLine finds the body of a heredoc in the file: the index of its first line.
-func (c *complaint) heredocLine(body string) (line int, ok bool) {
-	first, _, _ := strings.Cut(body, "\n")
-	for n := c.t.end; n < c.t.last && n < len(c.f.lines); n++ {
-		if strings.TrimLeft(strings.TrimRight(c.f.lines[n], "\r"), "\t") == strings.TrimLeft(strings.TrimRight(first, "\r"), "\t") {
-			return n, true
-		}
-	}
-	return 0, false
-}
-
-func (c *complaint) inHeredoc(line int, body, cause string) {
-	c.e.Pos, c.word = c.f.place(line+1, 0), span{}
-	if at := faultIn(body, cause); at >= 0 {
-		n := strings.Count(body[:at], "\n")
-		from := at - (strings.LastIndexByte(body[:at], '\n') + 1)
-		if n += line; n < len(c.f.lines) {
-			tabs := len(c.f.lines[n]) - len(strings.TrimLeft(c.f.lines[n], "\t"))
-			bodyLine := strings.Split(body, "\n")[n-line]
-			tabs -= len(bodyLine) - len(strings.TrimLeft(bodyLine, "\t"))
-			c.e.Pos = c.f.place(n+1, from+max(tabs, 0))
-			c.body = bodyLine
-		}
-	}
-	c.say("failed to process the heredoc: %s", cause)
-	c.expansionHint(cause)
-}
-
-// unfinished is how BuildKit's lexer takes the end of a line or blank for an operator.
-var unfinished = regexp.MustCompile(`(?s)^unsupported modifier \([^!-~]`)
-
-var requiredName = regexp.MustCompile(`^([A-Za-z_]\w*): `)
-var modifierText = regexp.MustCompile(`^unsupported modifier \((.*)\) in substitution`)
-
-// faultIn returns where in a word the cause of a failed expansion is, -1 if that is not known.
-func faultIn(word, cause string) int {
-	if m := requiredName.FindStringSubmatch(cause); m != nil {
-		for i := 0; i < len(word); i++ {
-			rest, ok := strings.CutPrefix(word[i:], "${"+m[1])
-			if ok && (strings.HasPrefix(rest, "?") || strings.HasPrefix(rest, ":?")) {
-				return i
-			}
-		}
-		return variableIn(word, m[1])
-	}
-	switch {
-	case strings.Contains(cause, "missing '}'"), strings.Contains(cause, "missing '/'"), strings.Contains(cause, "matching }"), strings.Contains(cause, "matching /"):
-		return strings.LastIndex(word, "${")
-	case strings.Contains(cause, "single-quote"):
-		return strings.LastIndexByte(word, '\'')
-	case strings.Contains(cause, "double-quote"):
-		return strings.LastIndexByte(word, '"')
-	case strings.Contains(cause, "bad substitution"):
-		return badSubstitution.FindStringIndex(word + "${}")[0]
-	}
-	if m := modifierText.FindStringSubmatch(cause); m != nil {
-		at := regexp.MustCompile(`\$\{\w+` + regexp.QuoteMeta(m[1])).FindStringIndex(word)
-		if at != nil {
-			return at[0]
-		}
-	}
-	return strings.IndexByte(word, '$')
-}
-
-// badSubstitution is a "${" without a name.
-var badSubstitution = regexp.MustCompile(`\$\{[^A-Za-z0-9_@*#?$!-]`)
-
-func (c *complaint) expansionHint(cause string) {
-	switch m := requiredName.FindStringSubmatch(cause); {
-	case m != nil:
-		if c.b == nil {
-			break
-		}
-		if line, _ := c.b.argLine(m[1]); line > 0 {
-			if s := c.stage(); s == nil || c.t.line <= s.pos.End || !c.b.globalNames[m[1]] {
-				c.hint("--build-arg %s=VALUE gives it a value", m[1])
-			}
-		}
-	case strings.Contains(cause, "missing '}'") || strings.Contains(cause, "matching }"):
-		c.hint("a } is missing, or a \\ before a $ that is meant as it is")
-	case strings.Contains(cause, "quote"):
-		c.hint("a quote has no partner; one that is meant as it is takes a %c before it", c.f.escape)
-	case strings.Contains(cause, "bad substitution"):
-		c.hint("the form is ${NAME}; a $ that is meant as it is takes a %c before it", c.f.escape)
-	case strings.HasPrefix(cause, "unsupported modifier"):
-		c.hint("there are ${x:-w} ${x-w} ${x:+w} ${x+w} ${x:?w} ${x?w} ${x#p} ${x##p} ${x%%p} ${x%%%%p} ${x/p/r} ${x//p/r}")
-	}
 }
 
 func (c *complaint) port(m []string) {
@@ -1005,138 +671,11 @@ func (c *complaint) directive(hint string) {
 	}
 }
 
-// file explains an error of the file as a whole.
-func (c *complaint) file() {
-	if strings.HasPrefix(c.said, "target stage ") && c.e.Hint == "" && c.b != nil {
-		var names []string
-		for _, name := range c.b.stageNames {
-			if name != "" && !slices.Contains(names, name) {
-				names = append(names, name)
-			}
-		}
-		switch {
-		case len(names) == 0:
-			c.hint("no stage has a name: FROM image AS name gives one")
-		case len(names) == 1:
-			c.hint("the only named stage is %s", names[0])
-		case len(names) <= 8:
-			c.hint("the stages are %s", strings.Join(names, ", "))
-		}
-	}
-}
-
-// strange are characters that look like others, and what they are taken for.
-var strange = map[rune][2]string{
-	'\u00a0': {"no-break space", "a blank"}, '\u2007': {"figure space", "a blank"}, '\u202f': {"narrow no-break space", "a blank"},
-	'\u3000': {"full-width space", "a blank"}, '\u2002': {"en space", "a blank"}, '\u2003': {"em space", "a blank"}, '\u2009': {"thin space", "a blank"},
-	'\u200b': {"zero-width space", "nothing"}, '\u200c': {"zero-width non-joiner", "nothing"}, '\u200d': {"zero-width joiner", "nothing"},
-	'\u2060': {"word joiner", "nothing"}, '\ufeff': {"byte-order mark", "nothing"}, '\u00ad': {"soft hyphen", "nothing"},
-	'\u201c': {"left double quotation mark", `"`}, '\u201d': {"right double quotation mark", `"`}, '\u201e': {"low double quotation mark", `"`},
-	'\u2018': {"left single quotation mark", "'"}, '\u2019': {"right single quotation mark", "'"}, '\u00b4': {"acute accent", "'"},
-	'\u2028': {"line separator", "a new line"}, '\u2029': {"paragraph separator", "a new line"}, '\u0085': {"next line", "a new line"},
-}
-
-// lookAlike tells of a character in the guilty word, or the whole instruction, that looks like another.
-func (c *complaint) lookAlike() string {
-	in := c.word
-	if in == (span{}) {
-		in = span{0, len(c.t.joined)}
-	}
-	return lookAlikeIn(c.t, in)
-}
-
-func lookAlikeIn(t *text, in span) string {
-	if hint := dashHint(t.of(in)); hint != "" {
-		return hint
-	}
-	at, what := strangeIn(t.of(in))
-	if what == "" {
-		return ""
-	}
-	return t.pos(in.from+at).String() + " has " + what
-}
-
-// LookAlikeHint tells of a character in a text that looks like one with a meaning, "" if there is none.
-func LookAlikeHint(s string) string {
-	if hint := dashHint(s); hint != "" {
-		return hint
-	}
-	if _, what := strangeIn(s); what != "" {
-		return "there is " + what
-	}
-	return ""
-}
-
-// strangeIn finds a character that looks like another: where it is, and what to say about it.
-func strangeIn(s string) (at int, what string) {
-	for i, r := range s {
-		if r < utf8.RuneSelf {
-			continue
-		}
-		is, ok := strange[r]
-		if !ok && r >= '\uff01' && r <= '\uff5e' {
-			is, ok = [2]string{"full-width " + string(r-'\uff01'+'!'), string(r - '\uff01' + '!')}, true
-		}
-		if name := dashes[r]; name != "" && i > 0 && s[i-1] == ' ' {
-			is, ok = [2]string{name, "-"}, true
-		}
-		if ok {
-			return i, fmt.Sprintf("%s %s (U+%04X), where %s belongs", article(is[0]), is[0], r, is[1])
-		}
-	}
-	return 0, ""
-}
-
 func article(word string) string {
 	if strings.ContainsRune("aeiou", rune(word[0])) {
 		return "an"
 	}
 	return "a"
-}
-
-// notText explains a file that can be no Dockerfile, "" if it can. Only a file that is wrong anyway is asked: BuildKit reads NULs in
-// comments, say.
-func (f *File) notText(src []byte) error {
-	e := &Error{Pos: dag.Pos{File: f.name}, explained: true}
-	switch head := string(src[:min(len(src), 4)]); {
-	case strings.HasPrefix(head, "\xff\xfe"), strings.HasPrefix(head, "\xfe\xff"), wide(src):
-		e.Err, e.Hint = errors.New("the file is UTF-16; a Dockerfile is UTF-8"), "iconv -f UTF-16 -t UTF-8 converts it"
-		return e
-	case strings.HasPrefix(head, "\x7fELF"), strings.HasPrefix(head, "\x1f\x8b"), strings.HasPrefix(head, "PK\x03\x04"):
-		e.Err, e.Hint = errors.New("the file is a program or an archive, not a Dockerfile"), "-f names the Dockerfile, the last argument the directory of the build context"
-		return e
-	}
-	for n, line := range f.lines {
-		if i := strings.IndexByte(line, 0); i >= 0 {
-			e.Pos, e.Err = f.place(n+1, i), errors.New("the file is not text: it has a NUL byte here")
-			return e
-		}
-		if len(line) >= maxPhysical {
-			e.Pos = dag.Pos{File: f.name, Line: n + 1, End: n + 1, Col: 1}
-			e.Err = fmt.Errorf("dockerfile line greater than max allowed size of %d", maxPhysical-1)
-			e.Hint = fmt.Sprintf("it has %d bytes; a line that ends in %c is continued by the next", len(line), f.escape)
-			return e
-		}
-	}
-	return nil
-}
-
-// maxPhysical is where BuildKit's parser stops reading a line, in bytes.
-const maxPhysical = 64 << 10
-
-// wide reports whether a file looks like UTF-16 without a mark: every other byte of its beginning is NUL.
-func wide(src []byte) bool {
-	n := min(len(src), 16) &^ 1
-	even, odd := 0, 0
-	for i := 0; i < n; i += 2 {
-		if src[i] == 0 {
-			even++
-		}
-		if src[i+1] == 0 {
-			odd++
-		}
-	}
-	return n > 0 && (even == n/2 || odd == n/2)
 }
 
 func isReference(name string) bool {
