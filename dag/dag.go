@@ -2,7 +2,7 @@
 //
 // It does no I/O, reads no clock and no environment, and starts no goroutine. Whatever a step needs to know stands
 // in its Op; the configuration of an image (ENV, CMD, USER ...) never passes through the graph, since lowering
-// computes it. A Graph marshals to JSON and back without loss.
+// computes it. A Plan goes to JSON and back without loss: Encode and Decode, the instruction stream.
 package dag
 
 import (
@@ -20,7 +20,7 @@ const Empty ID = -1
 
 // A Graph is what a build has to do. Inputs come before the vertices that use them.
 type Graph struct {
-	Vertices []*Vertex `json:"vertices"`
+	Vertices []*Vertex
 }
 
 // Add appends a vertex and returns its ID.
@@ -54,25 +54,25 @@ func (g *Graph) Contexts() []string {
 
 // A Vertex is one step. Two vertices with equal ops and equal inputs do the same work.
 type Vertex struct {
-	ID ID `json:"id"`
-	Op Op `json:"-"`
+	ID ID
+	Op Op
 	// Inputs are the vertices whose results the op reads. Ops refer to them by Ref.
-	Inputs []ID `json:"inputs,omitempty"`
+	Inputs []ID
 	// Pos is where the Dockerfile asks for this step; zero for steps that no line asks for.
-	Pos Pos `json:"pos"`
+	Pos Pos
 	// Name is what people see: `RUN apt-get update`.
-	Name string `json:"name"`
+	Name string
 	// Stage is the name of the vertex's stage, or its index as text.
-	Stage string `json:"stage,omitempty"`
+	Stage string
 	// Step and Steps number the vertex within its stage ("3/7"); 0 for vertices that are no Dockerfile step.
-	Step  int `json:"step,omitempty"`
-	Steps int `json:"steps,omitempty"`
+	Step  int
+	Steps int
 	// Platform is the platform the step runs for, "linux/amd64".
-	Platform string `json:"platform,omitempty"`
+	Platform string
 	// Skip are the rules whose warnings the Dockerfile silences for this step ("# check=skip="); "all" is every one.
-	Skip []string `json:"skip,omitempty"`
+	Skip []string
 	// NoCache makes the step run although a record of it exists.
-	NoCache bool `json:"noCache,omitempty"`
+	NoCache bool
 }
 
 // Silences reports whether the Dockerfile wants no warning of a rule for this step.

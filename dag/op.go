@@ -3,7 +3,8 @@ package dag
 // An Op is what a vertex does. The set is closed: Image, Run, Copy, HTTP, Git, Mkdir, Merge, Pack, Manifest, Index.
 //
 // Every exported field of an op is part of the vertex's cache key, unless it carries the tag `key:"-"`; a test in
-// package exec changes each field and looks.
+// package exec changes each field and looks. By their JSON names the fields are in the instruction stream as well (streamcodec.go), so a
+// new one needs its rule in check.go, and a line in docs/instruction-stream.md and its schema.
 type Op interface {
 	// Kind is the op's name in keys, streams and plans: "run".
 	Kind() string
@@ -38,9 +39,9 @@ type Layer struct {
 type Run struct {
 	Base Ref `json:"base"`
 	// Args is the whole argument vector, shell included.
-	Args []string `json:"args"`
+	Args []string `json:"args" stream:"-"`
 	// Env is the whole environment, "K=V", in order.
-	Env []string `json:"env,omitempty"`
+	Env []string `json:"env,omitempty" stream:"-"`
 	// ProxyEnv is the caller's proxy variables: in the environment, never in the key.
 	ProxyEnv []string `json:"-" key:"-"`
 	// Dir is the working directory, absolute. It is made when missing.
@@ -61,6 +62,12 @@ type Run struct {
 	Script     []byte `json:"script,omitempty"`
 	ScriptPath string `json:"scriptPath,omitempty"`
 }
+
+// Insecure is the security of a RUN that keeps its privileges.
+const Insecure = "insecure"
+
+// ScriptDir is where the body of a heredoc that begins with "#!" is shown.
+const ScriptDir = "/dev/pipes/"
 
 // A Device is one RUN --device, or one of all steps: "vendor.com/class=name" or what else CDI's names may be.
 type Device struct {
@@ -97,7 +104,7 @@ type Mount struct {
 	// Target is absolute, inside the root.
 	Target string `json:"target,omitempty"`
 	// From is what a bind (or a cache's first content) shows; Scratch with an empty Context is nothing.
-	From Source `json:"from"`
+	From Source `json:"from" stream:"scratch"`
 	// Source is the path in From, absolute.
 	Source string `json:"source,omitempty"`
 	// ReadOnly: bind mounts are read-only unless rw was given; writes to a rw bind are thrown away.
@@ -118,7 +125,7 @@ type Mount struct {
 type Source struct {
 	// Context is the name of a local context ("context" for the build context). Empty: the files of Input.
 	Context string `json:"context,omitempty"`
-	Input   Ref    `json:"input"`
+	Input   Ref    `json:"input" stream:"scratch"`
 }
 
 // MainContext is the name of the build context among the named ones.
@@ -143,7 +150,7 @@ type Copy struct {
 
 // A CopySource is one place that a Copy takes files from.
 type CopySource struct {
-	From Source `json:"from"`
+	From Source `json:"from" stream:"scratch"`
 	// Paths are the files as the Dockerfile gives them after expansion, patterns included; relative to From's root.
 	Paths []string `json:"paths"`
 	// Literal says that Paths are names, in which no character stands for others.
@@ -165,7 +172,7 @@ type HTTP struct {
 	// URL counts by what is there.
 	URL string `json:"url"`
 	// Name is what the file is called.
-	Name string `json:"name"`
+	Name string `json:"file"`
 	// Checksum is the digest that the file must have, "" for any: "sha256:…".
 	Checksum string `json:"checksum,omitempty"`
 }
@@ -222,7 +229,7 @@ type Pack struct {
 	Of Ref `json:"of"`
 	// Squash packs what all steps from Above to Of made: Above is the vertex that the first of them was made on, Scratch for all there is.
 	Squash bool `json:"squash,omitempty"`
-	Above  Ref  `json:"above,omitempty"`
+	Above  Ref  `json:"above" stream:"scratch"`
 	// FromContexts are, of the steps of a Squash, those with FromContext.
 	FromContexts []Ref  `json:"fromContexts,omitempty"`
 	Compression  string `json:"compression"`
@@ -238,7 +245,7 @@ type Pack struct {
 type Manifest struct {
 	// Config is the image's configuration as canonical JSON, without rootfs. History entries of steps with a layer
 	// and no time, and "created", get theirs here.
-	Config []byte `json:"config"`
+	Config []byte `json:"config" stream:"json"`
 	// BaseHistory is how many of Config's history entries are the base image's, which are never changed.
 	BaseHistory int `json:"baseHistory,omitempty"`
 	// BaseLayers come first; they are blobs already.

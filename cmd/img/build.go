@@ -59,7 +59,7 @@ type build struct {
 	fetchers   sync.Once
 }
 
-// Run builds: read, lower, solve, write the results.
+// Run builds: get the plan, solve it, write the results.
 func (c *BuildCmd) Run(ctx context.Context, g *Globals) error {
 	r, err := c.request(g)
 	if err != nil {
@@ -75,14 +75,10 @@ func (c *BuildCmd) Run(ctx context.Context, g *Globals) error {
 		return err
 	}
 	defer unlock()
-	err = b.read(ctx)
 	if r.Call.Name != "" {
-		return b.called(ctx, err)
+		return b.called(ctx, b.read(ctx))
 	}
-	if err != nil {
-		return err
-	}
-	if err := b.lower(ctx); err != nil {
+	if err := b.getPlan(ctx); err != nil {
 		return err
 	}
 	if c.Print != "" {
@@ -92,6 +88,17 @@ func (c *BuildCmd) Run(ctx context.Context, g *Globals) error {
 		return err
 	}
 	return b.make(ctx)
+}
+
+// getPlan makes the plan of a Dockerfile, or reads one.
+func (b *build) getPlan(ctx context.Context) error {
+	if b.c.FromPlan != "" {
+		return b.fromPlan()
+	}
+	if err := b.read(ctx); err != nil {
+		return err
+	}
+	return b.lower(ctx)
 }
 
 func (b *build) close() {
@@ -304,6 +311,9 @@ func proxies(getenv func(string) string) map[string]string {
 }
 
 func (b *build) print() error {
+	if b.c.Print == jsonForm {
+		return withCode(exitUsage, dag.Encode(b.g.stdout, &b.plan.Plan))
+	}
 	_, err := io.WriteString(b.g.stdout, b.plan.String())
 	return err
 }

@@ -30,6 +30,7 @@ type BuildCmd struct {
 	Path string `arg:"" name:"path" optional:"" help:"Build context: a directory, the URL of a git repository, of a tar or of a Dockerfile, or - for a tar or a Dockerfile on standard input."`
 
 	File         []string `short:"f" sep:"none" group:"Input" placeholder:"FILE" help:"Dockerfile (default: PATH/Dockerfile): a path, in a fetched context one inside it, a URL, or - for standard input."`
+	FromPlan     string   `group:"Input" placeholder:"FILE" help:"Build an instruction stream (--print json) in place of a Dockerfile; - is standard input. PATH is optional."`
 	Target       string   `group:"Input" placeholder:"STAGE" help:"Stage to build."`
 	BuildArg     []string `sep:"none" group:"Input" placeholder:"K[=V]" help:"Set a build argument; without =V from the environment."`
 	BuildContext []string `sep:"none" group:"Input" placeholder:"NAME=VALUE" help:"Name another context: a directory, a URL of a git repository or a file, docker-image://REF, oci-layout://DIR[:TAG|@DIGEST]."`
@@ -78,7 +79,7 @@ type BuildCmd struct {
 	Call      string    `group:"Looking" placeholder:"NAME" help:"Do this in place of a build: check, outline, targets; format=json|sarif|github after a comma."`
 	Strict    bool      `group:"Looking" help:"Make every warning an error."`
 	Explain   bool      `group:"Looking" help:"Say of each step that runs why it is not cached."`
-	Print     string    `group:"Looking" placeholder:"plan" help:"Print the plan instead of building."`
+	Print     string    `group:"Looking" placeholder:"FORM" help:"Print the plan instead of building: plan is for people, json an instruction stream for --from-plan."`
 
 	ignoredFlags
 	unservedFlags
@@ -112,7 +113,6 @@ type unservedFlags struct {
 	DNS          []string `sep:"none" hidden:"" name:"dns"`
 	DNSOption    []string `sep:"none" hidden:"" name:"dns-option"`
 	DNSSearch    []string `sep:"none" hidden:"" name:"dns-search"`
-	FromPlan     string   `hidden:""`
 	Load         bool     `hidden:""`
 	LogFile      string   `hidden:""`
 	Memory       string   `short:"m" hidden:""`
@@ -148,7 +148,6 @@ var unserved = map[string]string{
 	"dns":            "RUN uses the host's resolver",
 	"dns-option":     "RUN uses the host's resolver",
 	"dns-search":     "RUN uses the host's resolver",
-	"from-plan":      "plans cannot be read back yet",
 	"load":           "there is no daemon to load into; use -o type=docker,dest=FILE and docker load",
 	"log-file":       "logs go to standard error; redirect that",
 	"memory":         "RUN steps are not put into cgroups",
@@ -334,8 +333,13 @@ func (c *BuildCmd) request(g *Globals) (*buildRequest, error) {
 }
 
 func (c *BuildCmd) input(r *buildRequest, g *Globals) (err error) {
+	if c.FromPlan != "" {
+		if err := c.checkFromPlan(); err != nil {
+			return err
+		}
+	}
 	switch {
-	case c.Path == "":
+	case c.Path == "" && c.FromPlan == "":
 		return withHint(exitUsage, fmt.Errorf("a build context is missing"), "img build [OPTIONS] PATH, often: img build .")
 	case len(c.File) > 1:
 		return usagef("-f: one Dockerfile alone can be built, %d are given", len(c.File))
@@ -392,7 +396,7 @@ func (c *BuildCmd) buildArgs(getenv func(string) string) (map[string]string, err
 func (c *BuildCmd) platforms(r *buildRequest, getenv func(string) string) (err error) {
 	r.Host = hostPlatform()
 	option, list := "--platform", c.Platform
-	if v := getenv("DOCKER_DEFAULT_PLATFORM"); len(list) == 0 && v != "" {
+	if v := getenv("DOCKER_DEFAULT_PLATFORM"); len(list) == 0 && v != "" && c.FromPlan == "" {
 		option, list = "DOCKER_DEFAULT_PLATFORM", strings.Split(v, ",")
 	}
 	for _, s := range list {
@@ -444,6 +448,11 @@ func (c *BuildCmd) result(r *buildRequest, g *Globals) (err error) {
 	}
 	if err := checkStdout(r.Outputs, g); err != nil {
 		return err
+	}
+	if c.FromPlan != "" {
+		if err := checkPlannedAttrs(r.Outputs); err != nil {
+			return err
+		}
 	}
 	if err := checkSeveral(r); err != nil {
 		return err
@@ -932,13 +941,17 @@ func (s Secret) read(getenv func(string) string) ([]byte, error) {
 	return data, nil
 }
 
+// Forms of --print.
+const (
+	planForm = "plan"
+	jsonForm = "json"
+)
+
 func (c *BuildCmd) looking(r *buildRequest, _ *Globals) error {
 	switch c.Print {
-	case "", "plan":
-	case "json":
-		return usagef("--print json is not served: there is --print plan")
+	case "", planForm, jsonForm:
 	default:
-		return usagef("--print must be plan but is %q", c.Print)
+		return usagef("--print must be plan or json but is %q", c.Print)
 	}
 	switch {
 	case c.Progress == "" || c.Progress == progress.Auto:

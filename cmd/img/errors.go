@@ -156,7 +156,8 @@ func exitCode(ctx context.Context, err error) int {
 		return exitSource
 	}
 	var bad *dockerfile.Error
-	if errors.As(err, &bad) {
+	var stream *dag.StreamError
+	if errors.As(err, &bad) || errors.As(err, &stream) {
 		return exitUsage
 	}
 	var bug *crash
@@ -170,6 +171,7 @@ func exitCode(ctx context.Context, err error) int {
 func describe(err error) (dag.Pos, string) {
 	var vertex *engine.VertexError
 	var bad *dockerfile.Error
+	var stream *dag.StreamError
 	var p *placed
 	if errors.As(err, &p) && !p.pos.IsZero() {
 		_, text := describe(p.err)
@@ -187,6 +189,8 @@ func describe(err error) (dag.Pos, string) {
 		return vertex.Vertex.Pos, text
 	case errors.As(err, &bad):
 		return bad.Pos, bad.Err.Error()
+	case errors.As(err, &stream):
+		return stream.Pos, stream.Text()
 	}
 	return dag.Pos{}, err.Error()
 }
@@ -235,12 +239,15 @@ func hint(err error, g *Globals) string {
 	var unfetched *fetch.Error
 	var foreign *exec.ForeignError
 	var bug *crash
+	var stream *dag.StreamError
 	var p *placed
 	switch {
 	case errors.As(err, &p) && p.hint != "":
 		return p.hint
 	case errors.As(err, &known) && known.hint != "":
 		return known.hint
+	case errors.As(err, &stream):
+		return streamHint(stream)
 	case errors.As(err, &host):
 		return host.Remedy
 	case errors.As(err, &missing):

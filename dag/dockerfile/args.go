@@ -92,8 +92,8 @@ func (e *environment) list() []string {
 // proxyNames are usable by RUN without a declaration, in both cases.
 var proxyNames = []string{"HTTP_PROXY", "HTTPS_PROXY", "FTP_PROXY", "NO_PROXY", "ALL_PROXY"}
 
-// proxies returns the proxy variables of a RUN, each in both cases; a build argument goes before the caller's own.
-func proxies(o Options) []string {
+// ProxyEnv returns the proxy variables of a RUN, each in both cases; a build argument goes before the caller's own.
+func ProxyEnv(o Options) []string {
 	var out []string
 	for _, name := range proxyNames {
 		v, ok := foldGet(o.BuildArgs, name)

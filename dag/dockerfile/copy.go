@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"net/url"
 	"path"
-	"regexp"
 	"strconv"
 	"strings"
 	"unicode"
@@ -116,7 +115,7 @@ func (l *lowering) addURL(s *stage, c command, i *instructions.AddCommand, in in
 }
 
 func urlOp(i *instructions.AddCommand, src string) (*dag.HTTP, error) {
-	return &dag.HTTP{URL: src, Name: urlName(src), Checksum: i.Checksum}, checkDigest(i.Checksum)
+	return &dag.HTTP{URL: src, Name: urlName(src), Checksum: i.Checksum}, dag.CheckDigest(i.Checksum)
 }
 
 // addGit adds the vertex of a repository.
@@ -143,7 +142,8 @@ func gitOp(i *instructions.AddCommand, g *gitSource) (*dag.Git, error) {
 	case i.Checksum != "":
 		g.Checksum = i.Checksum
 	}
-	return &g.Git, g.check()
+	_, err := g.Check()
+	return &g.Git, err
 }
 
 // fetch returns the vertex of something from the web, the same for all who name it alike. It is no step of a stage, nor for a platform.
@@ -184,20 +184,6 @@ func redact(src string) string {
 	return u.String()
 }
 
-// digestForm is a digest by an algorithm that img knows (image-spec, descriptor.md, "Digests").
-var digestForm = regexp.MustCompile(`^(sha256:[a-f0-9]{64}|sha384:[a-f0-9]{96}|sha512:[a-f0-9]{128})$`)
-
-func checkDigest(sum string) error {
-	algorithm, _, ok := strings.Cut(sum, ":")
-	switch {
-	case sum == "" || digestForm.MatchString(sum):
-		return nil
-	case ok && algorithm != "sha256" && algorithm != "sha384" && algorithm != "sha512":
-		return fmt.Errorf("unsupported digest algorithm %q in checksum %s", algorithm, sum)
-	}
-	return fmt.Errorf("invalid checksum digest format %q: want sha256: and 64 hexadecimal digits", sum)
-}
-
 // checkChecksum refuses --checksum where it could not say whose sum it is.
 func checkChecksum(i *instructions.AddCommand) error {
 	if i.Checksum == "" {
@@ -220,12 +206,12 @@ type copyWords struct {
 
 // files lowers what COPY and ADD have in common.
 func (l *lowering) files(s *stage, c command, v *dag.Vertex, op *dag.Copy, paths instructions.SourcesAndDest, w copyWords) error {
-	if err := checkMode(op.Chmod); err != nil {
+	if err := dag.CheckMode(op.Chmod); err != nil {
 		return err
 	}
 	op.Dest = joinDest(s.config.WorkingDir, paths.DestPath)
 	for _, h := range paths.SourceContents {
-		if err := fileName(h.Path); err != nil {
+		if err := dag.CheckFileName(h.Path); err != nil {
 			return err
 		}
 		op.Files = append(op.Files, dag.InlineFile{Name: h.Path, Data: []byte(h.Data)})
@@ -301,19 +287,6 @@ func joinDest(dir, dest string) string {
 		dest += "/"
 	}
 	return dest
-}
-
-var symbolicMode = regexp.MustCompile(`^[ugoa]*([-+=][rwxXstugo]*)+(,[ugoa]*([-+=][rwxXstugo]*)+)*$`)
-
-func checkMode(mode string) error {
-	if mode == "" {
-		return nil
-	}
-	n, err := strconv.ParseUint(mode, 8, 32)
-	if err == nil && n <= 0o7777 || err != nil && symbolicMode.MatchString(mode) {
-		return nil
-	}
-	return fmt.Errorf("invalid chmod parameter: '%v'. it should be octal string and between 0 and 07777", mode)
 }
 
 func isURL(src string) bool {

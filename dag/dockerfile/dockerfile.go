@@ -107,27 +107,11 @@ type BaseRef struct {
 	Pos    dag.Pos
 }
 
-// A Plan is a lowered Dockerfile.
+// A Plan is a lowered Dockerfile. Lower makes one target, Merge many.
 type Plan struct {
-	Graph *dag.Graph
-	// Targets are the results, one for each platform, in the order in which they were asked for. Lower makes one, Merge many.
-	Targets []Target
-	// Index is the vertex that makes the index of the targets' images; dag.Empty where there is none.
-	Index    dag.ID
+	dag.Plan
 	Warnings []Warning
 
 	// texts are for Blame.
 	texts map[dag.ID]stepText
-}
-
-// A Target is what a plan makes for one platform.
-type Target struct {
-	// Platform is normalised: "linux/arm64".
-	Platform string
-	// Files is the vertex that holds the file system; dag.Empty for an empty one.
-	Files dag.ID
-	// Manifest is the vertex that makes the image; dag.Empty unless Options.Image.
-	Manifest dag.ID
-	// Config is the image's configuration, canonical JSON without rootfs, as in dag.Manifest.
-	Config []byte
 }

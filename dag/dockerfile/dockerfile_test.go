@@ -89,25 +89,7 @@ func outcome(t *testing.T, a *txtar.Archive) (kind, text string) {
 	if src, ok := file(a, "ignore"); ok {
 		return ignoreOutcome(a, src)
 	}
-	var o struct {
-		Options
-		Platforms []string
-	}
-	o.Options = Options{Platform: "linux/amd64", BuildPlatform: "linux/amd64", Image: true}
-	if src, ok := file(a, "options"); ok {
-		d := json.NewDecoder(strings.NewReader(src))
-		d.DisallowUnknownFields()
-		if err := d.Decode(&o); err != nil {
-			t.Fatal(err)
-		}
-	}
-	setTimes(t, a, &o.Options)
-	if text, ok := file(a, ".dockerignore"); ok {
-		var err error
-		if o.Ignore, err = ParseIgnore(".dockerignore", []byte(text)); err != nil {
-			t.Fatal(err)
-		}
-	}
+	o := options(t, a)
 	src, _ := file(a, "Dockerfile")
 	if _, ok := file(a, "fixed"); ok {
 		return "fixed", fixedText(src, o.Options, bases(t, a))
@@ -123,23 +105,7 @@ func outcome(t *testing.T, a *txtar.Archive) (kind, text string) {
 			return kind, look(f, o.Options, bases(t, a))
 		}
 	}
-	if o.Platforms == nil {
-		p, text, err := lowered(f, o.Options, bases(t, a))
-		if err != nil {
-			return "error", errorText(err)
-		}
-		return "plan", text + p.String()
-	}
-	var plans []*Plan
-	for _, platform := range o.Platforms {
-		o.Platform = platform
-		p, bases, err := lowered(f, o.Options, bases(t, a))
-		if err != nil {
-			return "error", errorText(err)
-		}
-		plans, text = append(plans, p), text+bases
-	}
-	p, err := Merge(plans, o.Annotations)
+	p, text, err := plan(f, o, bases(t, a))
 	if err != nil {
 		return "error", errorText(err)
 	}
@@ -147,7 +113,7 @@ func outcome(t *testing.T, a *txtar.Archive) (kind, text string) {
 }
 
 // setTimes tells the times of contexts and sources: those that the file "times" names; without it nobody can be asked.
-func setTimes(t *testing.T, a *txtar.Archive, o *Options) {
+func setTimes(t testing.TB, a *txtar.Archive, o *Options) {
 	text, ok := file(a, "times")
 	if !ok {
 		return
@@ -176,6 +142,50 @@ func setTimes(t *testing.T, a *txtar.Archive, o *Options) {
 		}
 		return &at, nil
 	}
+}
+
+// caseOptions are a case's.
+type caseOptions struct {
+	Options
+	Platforms []string
+}
+
+func options(t testing.TB, a *txtar.Archive) (o caseOptions) {
+	o.Options = Options{Platform: "linux/amd64", BuildPlatform: "linux/amd64", Image: true}
+	if src, ok := file(a, "options"); ok {
+		d := json.NewDecoder(strings.NewReader(src))
+		d.DisallowUnknownFields()
+		if err := d.Decode(&o); err != nil {
+			t.Fatal(err)
+		}
+	}
+	setTimes(t, a, &o.Options)
+	if text, ok := file(a, ".dockerignore"); ok {
+		var err error
+		if o.Ignore, err = ParseIgnore(".dockerignore", []byte(text)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return o
+}
+
+// plan lowers for one platform, or for each and merges. It also tells which bases were asked for.
+func plan(f *File, o caseOptions, base func(BaseRef) (*image.Image, error)) (*Plan, string, error) {
+	if o.Platforms == nil {
+		return lowered(f, o.Options, base)
+	}
+	var plans []*Plan
+	var text string
+	for _, platform := range o.Platforms {
+		o.Platform = platform
+		p, bases, err := lowered(f, o.Options, base)
+		if err != nil {
+			return nil, "", err
+		}
+		plans, text = append(plans, p), text+bases
+	}
+	p, err := Merge(plans, o.Annotations)
+	return p, text, err
 }
 
 // lowered also tells which bases it asks for, a line each.

@@ -43,10 +43,6 @@ var (
 	scheme = regexp.MustCompile(`^[a-zA-Z0-9]+://`)
 	// scpForm is git's short form of ssh: user@host:path, here with a query and a fragment.
 	scpForm = regexp.MustCompile(`^([a-zA-Z0-9_-]+)@([a-zA-Z0-9.-]+):([^?#]*)(?:\?([^#]*))?(?:#(.*))?$`)
-	// commitPrefix is a commit, or how one begins.
-	commitPrefix = regexp.MustCompile(`^[a-fA-F0-9]+$`)
-	// fullCommit is a commit's whole name, by SHA-1 or SHA-256.
-	fullCommit = regexp.MustCompile(`^([a-f0-9]{40}|[a-f0-9]{64})$`)
 )
 
 // An address is a git address in its parts.
@@ -74,7 +70,8 @@ func parseGit(text string, context bool) (*gitSource, error) {
 	if err := g.readQuery(query); err != nil {
 		return nil, err
 	}
-	return g, g.check()
+	_, err = g.Check()
+	return g, err
 }
 
 // splitAddress cuts an address into its parts; ok is false if it is none.
@@ -212,40 +209,4 @@ func boolean(key, value string) (bool, error) {
 		return false, fmt.Errorf("invalid %s value: %q", key, value)
 	}
 	return on, nil
-}
-
-// check looks at what the address says as a whole.
-func (g *gitSource) check() error {
-	if err := checkRef(g.Ref); err != nil {
-		return err
-	}
-	switch {
-	case g.Checksum != "" && !commitPrefix.MatchString(g.Checksum):
-		return fmt.Errorf("invalid checksum %s for Git URL, expected hex commit hash", g.Checksum)
-	case g.Checksum != "" && fullCommit.MatchString(g.Ref) && !strings.HasPrefix(g.Ref, g.Checksum):
-		return fmt.Errorf("expected checksum to match %s, got %s", g.Checksum, g.Ref)
-	case !g.FetchByCommit || fullCommit.MatchString(g.Ref):
-		return nil
-	case g.Checksum == "":
-		return errors.New("fetch-by-commit requires a checksum or a commit SHA ref")
-	case !fullCommit.MatchString(g.Checksum):
-		return fmt.Errorf("fetch-by-commit requires a full commit SHA checksum, got %q", g.Checksum)
-	}
-	return nil
-}
-
-// checkRef refuses what can be no name of a revision (git-check-ref-format(1)), above all what git could take for an option or a pattern.
-func checkRef(ref string) error {
-	bad := strings.HasPrefix(ref, "-") || strings.HasPrefix(ref, "/") || strings.HasSuffix(ref, "/") || strings.HasSuffix(ref, ".lock") ||
-		strings.HasSuffix(ref, ".") || ref == "@" || strings.ContainsAny(ref, " ~^:?*[\\")
-	for _, pair := range []string{"..", "//", "@{", "/."} {
-		bad = bad || strings.Contains(ref, pair)
-	}
-	for _, r := range ref {
-		bad = bad || r < ' ' || r == 0x7f
-	}
-	if bad {
-		return fmt.Errorf("invalid git ref %q", ref)
-	}
-	return nil
 }

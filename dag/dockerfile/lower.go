@@ -60,7 +60,7 @@ func Lower(f *File, o Options, base func(BaseRef) (*image.Image, error)) (_ *Pla
 
 func newLowering(b *build, base func(BaseRef) (*image.Image, error)) *lowering {
 	return &lowering{build: b, ask: base, asked: map[BaseRef]*image.Image{}, roots: map[baseKey]*root{},
-		fetched: map[any]dag.ID{}, proxy: proxies(b.o)}
+		fetched: map[any]dag.ID{}, proxy: ProxyEnv(b.o)}
 }
 
 // lower lowers the stages that are needed.
@@ -430,11 +430,11 @@ func (l *lowering) plan() (*Plan, error) {
 	if err != nil {
 		return nil, err
 	}
-	out := Target{Platform: platforms.FormatAll(platforms.Normalize(l.platform)), Files: t.files, Manifest: dag.Empty, Config: config}
+	out := dag.Target{Platform: platforms.FormatAll(platforms.Normalize(l.platform)), Files: t.files, Manifest: dag.Empty, Config: config}
 	if l.o.Image {
 		out.Manifest = l.manifest(t, config)
 	}
-	return &Plan{Graph: &l.graph, Targets: []Target{out}, Index: dag.Empty, Warnings: l.sortedWarnings(), texts: l.texts}, nil
+	return &Plan{Plan: dag.Plan{Graph: &l.graph, Targets: []dag.Target{out}, Index: dag.Empty}, Warnings: l.sortedWarnings(), texts: l.texts}, nil
 }
 
 // A layerList is the steps of a stage and of those it is FROM that make layers, last first. Lists share their tails.
@@ -461,7 +461,7 @@ func (l *lowering) manifest(t *stage, config []byte) dag.ID {
 	}
 	m := &dag.Vertex{Op: op, Name: "image", Stage: t.label(), Platform: platform}
 	in := inputs{m}
-	pack := dag.Pack{Of: 0, Compression: compression, Docker: l.o.Docker}
+	pack := dag.Pack{Of: 0, Above: dag.Scratch, Compression: compression, Docker: l.o.Docker}
 	if l.o.RewriteTimes {
 		pack.Epoch = l.epoch
 	}

@@ -12,7 +12,7 @@ import (
 // Merge makes one plan of plans that the same Dockerfile gives for several platforms. What is the same for some of them (equal op, inputs
 // and platform: a stage FROM --platform=$BUILDPLATFORM) is there once. If the plans make images, so does an index of them.
 func Merge(plans []*Plan, o Annotations) (*Plan, error) {
-	m := merger{out: &Plan{Graph: &dag.Graph{}, Index: dag.Empty, texts: map[dag.ID]stepText{}}, known: map[string]dag.ID{}, warned: map[Warning]bool{}}
+	m := merger{out: &Plan{Plan: dag.Plan{Graph: &dag.Graph{}, Index: dag.Empty}, texts: map[dag.ID]stepText{}}, known: map[string]dag.ID{}, warned: map[Warning]bool{}}
 	for _, p := range plans {
 		if err := m.add(p); err != nil {
 			return nil, err

@@ -18,9 +18,6 @@ import (
 // defaultHostname is the host name RUN sees unless asked otherwise, BuildKit's.
 const defaultHostname = "buildkitsandbox"
 
-// scriptDir is where the body of a heredoc that begins with "#!" is shown.
-const scriptDir = "/dev/pipes/"
-
 func (l *lowering) run(s *stage, c command, i *instructions.RunCommand) error {
 	v := &dag.Vertex{}
 	in := inputs{v}
@@ -91,19 +88,11 @@ func runArgs(op *dag.Run, i *instructions.RunCommand) ([]string, error) {
 	if !strings.HasPrefix(data, "#!") {
 		return []string{data}, nil
 	}
-	if err := fileName(f.Name); err != nil {
+	if err := dag.CheckFileName(f.Name); err != nil {
 		return nil, err
 	}
-	op.Script, op.ScriptPath = []byte(data), scriptDir+f.Name
+	op.Script, op.ScriptPath = []byte(data), dag.ScriptDir+f.Name
 	return []string{op.ScriptPath}, nil
-}
-
-// fileName checks that a heredoc's name can be a file in the directory it goes to.
-func fileName(name string) error {
-	if name == "." || name == ".." || strings.ContainsAny(name, "/\x00") {
-		return fmt.Errorf("the heredoc name %q is no file name", name)
-	}
-	return nil
 }
 
 func firstLine(text string) string {
