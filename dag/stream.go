@@ -164,7 +164,7 @@ func Encode(w io.Writer, p *Plan) error {
 func encodeHeader(p *Plan) *encoder {
 	h := streamHeader{Step: planStep, Cache: true, Format: StreamFormat, Contexts: p.Graph.Contexts(), Index: p.Index}
 	for _, t := range p.Targets {
-		out := streamTarget{t.Platform, t.Files, t.Manifest, t.Config}
+		out := streamTarget(t)
 		if t.Manifest != Empty && bytes.Equal(p.Graph.Vertex(t.Manifest).Op.(*Manifest).Config, t.Config) {
 			out.Config = nil
 		}

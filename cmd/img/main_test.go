@@ -21,6 +21,7 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
+	"github.com/rogpeppe/go-internal/txtar"
 
 	"img/dag"
 	"img/dag/dockerfile"
@@ -820,4 +821,21 @@ func FuzzSecret(f *testing.F) {
 			t.Fatalf("%q gives %+v", s, got)
 		}
 	})
+}
+
+// The front end that docs/instruction-stream.md shows is the one that plan_stream.txtar builds with.
+func TestFrontEndOfTheDocs(t *testing.T) {
+	doc, err := os.ReadFile("../../docs/instruction-stream.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	script, err := txtar.ParseFile("../../testdata/script/plan_stream.txtar")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range script.Files {
+		if f.Name == "steps.sh" && !strings.Contains(string(doc), "```sh\n"+string(f.Data)+"```\n") {
+			t.Error("steps.sh differs")
+		}
+	}
 }
