@@ -481,12 +481,15 @@ func checkCompression(p, value string) error {
 	return nil
 }
 
-// maxEpoch is the last second of the year 9999: JSON has no later time (RFC 3339).
-const maxEpoch = 253402300799
+// minEpoch and maxEpoch are the first second of the year 0 and the last of 9999: JSON has no other times (RFC 3339).
+const (
+	minEpoch = -62167219200
+	maxEpoch = 253402300799
+)
 
 func checkEpoch(epoch *int64) error {
-	if epoch != nil && (*epoch < 0 || *epoch > maxEpoch) {
-		return at("epoch", "%d is not between 0 and %d seconds since 1970", *epoch, int64(maxEpoch))
+	if epoch != nil && (*epoch < minEpoch || *epoch > maxEpoch) {
+		return at("epoch", "%d is not between %d and %d seconds since 1970", *epoch, int64(minEpoch), int64(maxEpoch))
 	}
 	return nil
 }

@@ -246,7 +246,7 @@ func TestStreamErrors(t *testing.T) {
 		withImage + imageStep + runOn + strings.Replace(packOne, `"inputs":[1],"of":1`, `"inputs":[0],"of":@0`, 1): "of: 0 is a IMAGE",
 		withImage + imageStep + runOn + strings.Replace(packOne, `"gzip"`, `@"xz"`, 1):                             "compression: it is gzip, zstd or uncompressed",
 		withImage + imageStep + runOn + packOne + manifest(layers+config+`,"baseHistory":@1,`):                     "baseHistory: 1 is not between 0 and the 0 entries",
-		withImage + imageStep + runOn + packOne + manifest(layers+config+`,"epoch":@-1,`):                          "epoch: -1 is not between",
+		withImage + imageStep + runOn + packOne + manifest(layers+config+`,"epoch":@253402300800,`):                "epoch: 253402300800 is not between",
 	} {
 		before, after, placed := strings.Cut(text, "@")
 		_, err := Decode("p", strings.NewReader(before+after))
