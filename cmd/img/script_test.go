@@ -77,8 +77,14 @@ var theWorld struct {
 	w *world
 }
 
+// closing are lines to print when all tests are done: what a run counted.
+var closing []string
+
 func TestMain(m *testing.M) {
 	code := m.Run()
+	for _, line := range closing {
+		fmt.Println(line)
+	}
 	if w := theWorld.w; w != nil {
 		os.RemoveAll(w.bin)
 		if w.ownShared {
