@@ -285,7 +285,12 @@ func checkImage(op *Image) error {
 	return nil
 }
 
-var layerDigest = regexp.MustCompile(`^sha256:[a-f0-9]{64}$`)
+func isLayerDigest(digest string) bool {
+	digits, ok := strings.CutPrefix(digest, "sha256:")
+	return ok && len(digits) == digestSizes["sha256"] && isHex(digits)
+}
+
+func isHex(digits string) bool { return strings.Trim(digits, "0123456789abcdef") == "" }
 
 func checkLayers(p string, layers []Layer) error {
 	for i, l := range layers {
@@ -293,9 +298,9 @@ func checkLayers(p string, layers []Layer) error {
 			return at(fmt.Sprintf("%s[%d].%s", p, i, field), format, args...)
 		}
 		switch {
-		case !layerDigest.MatchString(l.DiffID):
+		case !isLayerDigest(l.DiffID):
 			return at("diffID", "%q is no sha256 digest", l.DiffID)
-		case !layerDigest.MatchString(l.Digest):
+		case !isLayerDigest(l.Digest):
 			return at("digest", "%q is no sha256 digest", l.Digest)
 		case l.Size < 0:
 			return at("size", "%d is negative", l.Size)
@@ -827,16 +832,17 @@ func CheckFileName(name string) error {
 	return nil
 }
 
-// digestForm is a digest by an algorithm that img knows (image-spec, descriptor.md, "Digests").
-var digestForm = regexp.MustCompile(`^(sha256:[a-f0-9]{64}|sha384:[a-f0-9]{96}|sha512:[a-f0-9]{128})$`)
+// digestSizes are the hexadecimal digits of a digest by the algorithms that img knows (image-spec, descriptor.md, "Digests").
+var digestSizes = map[string]int{"sha256": 64, "sha384": 96, "sha512": 128}
 
 // CheckDigest checks the checksum of an HTTP; "" is none.
 func CheckDigest(sum string) error {
-	algorithm, _, ok := strings.Cut(sum, ":")
+	algorithm, digits, ok := strings.Cut(sum, ":")
+	size, known := digestSizes[algorithm]
 	switch {
-	case sum == "" || digestForm.MatchString(sum):
+	case sum == "" || known && len(digits) == size && isHex(digits):
 		return nil
-	case ok && algorithm != "sha256" && algorithm != "sha384" && algorithm != "sha512":
+	case ok && !known:
 		return fmt.Errorf("unsupported digest algorithm %q in checksum %s", algorithm, sum)
 	}
 	return fmt.Errorf("invalid checksum digest format %q: want sha256: and 64 hexadecimal digits", sum)
@@ -859,8 +865,6 @@ func CheckMode(mode string) error {
 var (
 	// commitPrefix is a commit, or how one begins.
 	commitPrefix = regexp.MustCompile(`^[a-fA-F0-9]+$`)
-	// fullCommit is a commit's whole name, by SHA-1 or SHA-256.
-	fullCommit = regexp.MustCompile(`^([a-f0-9]{40}|[a-f0-9]{64})$`)
 	// scpRemote is git's short form of ssh.
 	scpRemote = regexp.MustCompile(`^[a-zA-Z0-9_-]+@([a-zA-Z0-9.-]+):([^?#]*)$`)
 )
@@ -880,13 +884,13 @@ func (g *Git) Check() (field string, err error) {
 		return "mtime", fmt.Errorf("it is commit but is %q; times of the checkout have no such field", g.MTime)
 	case g.Checksum != "" && !commitPrefix.MatchString(g.Checksum):
 		return "checksum", fmt.Errorf("invalid checksum %s for Git URL, expected hex commit hash", g.Checksum)
-	case g.Checksum != "" && fullCommit.MatchString(g.Ref) && !strings.HasPrefix(g.Ref, g.Checksum):
+	case g.Checksum != "" && IsCommit(g.Ref) && !strings.HasPrefix(g.Ref, g.Checksum):
 		return "checksum", fmt.Errorf("expected checksum to match %s, got %s", g.Checksum, g.Ref)
-	case !g.FetchByCommit || fullCommit.MatchString(g.Ref):
+	case !g.FetchByCommit || IsCommit(g.Ref):
 		return "", nil
 	case g.Checksum == "":
 		return "fetchByCommit", errors.New("fetch-by-commit requires a checksum or a commit SHA ref")
-	case !fullCommit.MatchString(g.Checksum):
+	case !IsCommit(g.Checksum):
 		return "checksum", fmt.Errorf("fetch-by-commit requires a full commit SHA checksum, got %q", g.Checksum)
 	}
 	return "", nil

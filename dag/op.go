@@ -199,6 +199,11 @@ type Git struct {
 	FetchByCommit bool `json:"fetchByCommit,omitempty"`
 }
 
+// IsCommit reports whether a revision is the whole name of a commit, by SHA-1 or SHA-256.
+func IsCommit(revision string) bool {
+	return (len(revision) == 40 || len(revision) == 64) && isHex(revision)
+}
+
 // Mkdir makes a directory and its missing parents, mode 0755: WORKDIR.
 type Mkdir struct {
 	Base Ref    `json:"base"`

@@ -21,8 +21,6 @@ type Commit struct {
 	Tag string
 }
 
-var fullCommit = regexp.MustCompile(`^([a-f0-9]{40}|[a-f0-9]{64})$`)
-
 // ResolveGit finds the commit that a revision stands for. The remote is asked, once for each Client, unless the revision is a whole commit.
 // Errors are an *Error.
 func (c *Client) ResolveGit(ctx context.Context, g *dag.Git) (Commit, error) {
@@ -37,7 +35,7 @@ func (c *Client) resolve(ctx context.Context, g *dag.Git) (Commit, error) {
 	}
 	var found Commit
 	switch {
-	case fullCommit.MatchString(g.Ref):
+	case dag.IsCommit(g.Ref):
 		found.ID = g.Ref
 	case g.FetchByCommit:
 		found.ID, found.Ref = g.Checksum, g.Ref
@@ -50,7 +48,7 @@ func (c *Client) resolve(ctx context.Context, g *dag.Git) (Commit, error) {
 			return found, err
 		}
 	}
-	if !fullCommit.MatchString(found.ID) {
+	if !dag.IsCommit(found.ID) {
 		return found, fmt.Errorf("the remote names no commit, but %q", found.ID)
 	}
 	return found, checkCommit(g.Checksum, found)
@@ -87,7 +85,7 @@ func (c *Client) lookUp(ctx context.Context, g *dag.Git) (Commit, error) {
 	args := []string{"ls-remote", "--symref", "--", r.address(ctx)}
 	if g.Ref == "" {
 		args = append(args, "HEAD")
-	} else if !abbreviated.MatchString(g.Ref) {
+	} else if !abbreviated(g.Ref) {
 		args = append(args, g.Ref, g.Ref+"^{}")
 	}
 	out, err := r.online(ctx, args...)
@@ -102,8 +100,10 @@ func (c *Client) lookUp(ctx context.Context, g *dag.Git) (Commit, error) {
 	return found, r.see(seen)
 }
 
-// abbreviated is what may be the beginning of a commit's name.
-var abbreviated = regexp.MustCompile(`^[a-f0-9]{7,63}$`)
+// abbreviated reports whether a revision may be the beginning of a commit's name.
+func abbreviated(ref string) bool {
+	return len(ref) >= 7 && len(ref) < 64 && strings.Trim(ref, "0123456789abcdef") == ""
+}
 
 // chooseRef finds a revision in the output of ls-remote: as it is, then as a branch, then as a tag (git prefers branches). What is none of
 // them may be the beginning of a commit that some branch or tag points to.
@@ -136,7 +136,7 @@ func chooseRef(out, ref string) (Commit, error) {
 func byPrefix(refs map[string]string, ref string) (Commit, error) {
 	found := map[string]bool{}
 	id := ""
-	if abbreviated.MatchString(ref) {
+	if abbreviated(ref) {
 		for name, sum := range refs {
 			if _, annotated := refs[name+"^{}"]; !annotated && strings.HasPrefix(sum, ref) {
 				id, found[sum] = sum, true
@@ -163,7 +163,7 @@ func parseRefs(out string) (refs map[string]string, head string) {
 		case !ok:
 		case symbolic && name == "HEAD" && strings.HasPrefix(target, "refs/heads/"):
 			head = target
-		case !symbolic && fullCommit.MatchString(id):
+		case !symbolic && dag.IsCommit(id):
 			refs[name] = id
 		}
 	}
