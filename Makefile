@@ -9,12 +9,13 @@ GO      ?= go
 PREFIX   ?= /usr/local
 BINDIR   ?= $(PREFIX)/bin
 FUZZTIME ?= 30s
+ORACLE   ?= 5000
 BENCH    ?= .
 
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
 # The list keeps make from taking names of files for these.
-.PHONY: help deps deps-test build demo test lint bench fuzz install clean FORCE
+.PHONY: help deps deps-test build demo test lint oracle bench fuzz install clean FORCE
 
 help:
 	@echo 'make deps       install what building needs (deps-test: what testing needs)'
@@ -22,6 +23,7 @@ help:
 	@echo 'make demo       build examples/hello with it, offline'
 	@echo 'make test       every test, as every kind of user that we may become'
 	@echo 'make lint       gofmt, go vet, staticcheck'
+	@echo 'make oracle     what Dockerfiles mean, compared with BuildKit (ORACLE=files to generate)'
 	@echo 'make bench      every benchmark (BENCH=regexp)'
 	@echo 'make fuzz       every fuzz test for FUZZTIME=$(FUZZTIME)'
 	@echo 'make install    into PREFIX=$(PREFIX), with the AppArmor profile; DESTDIR is honoured'
@@ -50,6 +52,10 @@ lint: deps
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { gofmt -d $$(git ls-files '*.go'); exit 1; }
 	$(GO) vet -tags '$(TAGS)' ./... ./testdata/toolbox ./testdata/matrix
 	$(GO) run $(STATICCHECK) -tags '$(TAGS)' ./...
+
+# A module of its own: BuildKit's client must not be in ours.
+oracle: deps
+	cd testdata/oracle && $(GO) vet -tags '$(TAGS)' . && $(GO) run -tags '$(TAGS)' . -n $(ORACLE)
 
 bench: deps
 	$(GO) test -tags '$(TAGS)' -run '^$$' -bench '$(BENCH)' -benchmem ./...
