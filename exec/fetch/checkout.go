@@ -1,6 +1,7 @@
 package fetch
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -89,6 +90,7 @@ type tree struct {
 	keep       bool
 	submodules bool
 	count      int
+	entries    int
 	// time is when the main commit was made.
 	time time.Time
 }
@@ -137,24 +139,31 @@ func (t *tree) putFiles(ctx context.Context, remote string, commit Commit, dir s
 			return nil, err
 		}
 	}
+	listed, err := r.list(ctx, bare, commit.ID, maxEntries-t.entries)
+	if err != nil {
+		return nil, err
+	}
+	t.entries += listed.entries
 	if t.keep && depth == 0 {
 		err = r.clone(ctx, bare, commit, dir)
 	} else {
 		err = r.files(ctx, bare, commit.ID, dir)
 	}
-	if err != nil || !t.submodules {
+	if err != nil || !t.submodules || len(listed.links) == 0 {
 		return nil, err
 	}
-	return r.links(ctx, bare, commit.ID)
+	return r.links(ctx, bare, commit.ID, listed.links)
 }
 
 // time is when a commit was made.
 func (r *repo) time(ctx context.Context, bare, commit string) (time.Time, error) {
-	out, err := r.git(ctx, nil, "--git-dir="+bare, "show", "-s", "--no-show-signature", "--format=%ct", commit+"^{commit}")
+	// Not git show: it compares the trees even to show nothing of them, and a tree may stand for any number of files.
+	out, err := r.git(ctx, nil, "--git-dir="+bare, "rev-list", "--max-count=1", "--timestamp", commit+"^{commit}")
 	if err != nil {
 		return time.Time{}, err
 	}
-	seconds, err := strconv.ParseInt(strings.TrimSpace(out), 10, 64)
+	stamp, _, _ := strings.Cut(out, " ")
+	seconds, err := strconv.ParseInt(stamp, 10, 64)
 	return time.Unix(seconds, 0), err
 }
 
@@ -212,22 +221,56 @@ func public(remote string) string {
 // A link is a submodule: a commit of another repository at a path.
 type link struct{ path, commit, remote string }
 
-// links lists a commit's submodules.
-func (r *repo) links(ctx context.Context, bare, commit string) ([]link, error) {
-	out, err := r.git(ctx, nil, "--git-dir="+bare, "ls-tree", "-r", "-z", "--full-tree", commit)
-	if err != nil {
-		return nil, err
+// maxEntries is how many files and directories a checkout may have, submodules included; an archive may have as many.
+var maxEntries = 4_000_000
+
+// list reads what is in a commit, before it is written, and fails beyond max entries. A tree may name one that it shares ten times, and
+// so on: a few kilobytes stand for more files than any disk holds.
+func (r *repo) list(ctx context.Context, bare, commit string, max int) (*lister, error) {
+	l := &lister{max: max}
+	err := r.gitTo(ctx, l, nil, "--git-dir="+bare, "ls-tree", "-r", "-t", "-z", "--full-tree", commit)
+	if l.err != nil {
+		return nil, l.err // git only saw that nobody listened any more
 	}
-	var found []link
-	for entry := range strings.SplitSeq(out, "\x00") {
-		about, name, ok := strings.Cut(entry, "\t")
-		if f := strings.Fields(about); ok && len(f) == 3 && f[0] == "160000" {
-			found = append(found, link{path: name, commit: f[2]})
+	return l, err
+}
+
+// A lister takes the output of ls-tree: "<mode> <type> <object>\t<path>\0" for each entry.
+type lister struct {
+	max     int
+	entries int
+	links   []link
+	part    []byte // the beginning of an entry
+	err     error
+}
+
+func (l *lister) Write(p []byte) (int, error) {
+	n := len(p)
+	for l.err == nil {
+		head, rest, whole := bytes.Cut(p, []byte{0})
+		l.part = append(l.part, head...)
+		if !whole {
+			break
 		}
+		l.err = l.entry(string(l.part))
+		l.part, p = l.part[:0], rest
 	}
-	if len(found) == 0 {
-		return nil, nil
+	return n, l.err
+}
+
+func (l *lister) entry(text string) error {
+	if l.entries++; l.entries > l.max {
+		return fmt.Errorf("the repository has more than %d files and directories", maxEntries)
 	}
+	about, name, _ := strings.Cut(text, "\t")
+	if f := strings.Fields(about); len(f) == 3 && f[0] == "160000" {
+		l.links = append(l.links, link{path: name, commit: f[2]})
+	}
+	return nil
+}
+
+// links says where a commit's submodules come from.
+func (r *repo) links(ctx context.Context, bare, commit string, found []link) ([]link, error) {
 	modules, err := r.modules(ctx, bare, commit)
 	if err != nil {
 		return nil, err

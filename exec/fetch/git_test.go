@@ -52,7 +52,14 @@ func newForge(t *testing.T, dumb bool) *forge {
 // git runs git on a repository of the forge.
 func (f *forge) git(repo string, args ...string) string {
 	f.t.Helper()
+	return f.gitWith(repo, "", args...)
+}
+
+// gitWith runs git with an input.
+func (f *forge) gitWith(repo, input string, args ...string) string {
+	f.t.Helper()
 	cmd := exec.Command("git", args...)
+	cmd.Stdin = strings.NewReader(input)
 	cmd.Dir = filepath.Join(f.dir, repo)
 	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + f.dir, "GIT_CONFIG_NOSYSTEM=1", "GIT_AUTHOR_NAME=a", "GIT_AUTHOR_EMAIL=a@b",
 		"GIT_COMMITTER_NAME=a", "GIT_COMMITTER_EMAIL=a@b", "GIT_AUTHOR_DATE=1000000000 +0000", "GIT_COMMITTER_DATE=1000000000 +0000",
@@ -610,7 +617,8 @@ func TestKilled(t *testing.T) {
 		t.Fatal(err)
 	}
 	repo := filepath.Join(c.repo(g.Remote, g.Remote).dir, "sha1")
-	for _, name := range []string{"shallow.lock", "HEAD.lock", "config.lock", "packed-refs.lock", "refs/img/incoming.lock", "objects/pack/tmp_pack_x"} {
+	names := []string{"shallow.lock", "HEAD.lock", "config.lock", "packed-refs.lock", "refs/img/incoming.lock", "objects/pack/tmp_pack_x", "../index.lock", "../.tmp-x"}
+	for _, name := range names {
 		p := filepath.Join(repo, name)
 		if err := errors.Join(os.MkdirAll(filepath.Dir(p), 0o755), os.WriteFile(p, []byte("x"), 0o644)); err != nil {
 			t.Fatal(err)
@@ -623,8 +631,38 @@ func TestKilled(t *testing.T) {
 	if got, _, err := fetched(t, New(dir, Options{}), g); err != nil || got != "a 644 2" {
 		t.Errorf("%q, %v", got, err)
 	}
-	if _, err := os.Stat(filepath.Join(repo, "objects/pack/tmp_pack_x")); err == nil {
-		t.Error("half a pack is left")
+	for _, name := range names {
+		if _, err := os.Stat(filepath.Join(repo, name)); err == nil {
+			t.Error(name, "is left")
+		}
+	}
+}
+
+// A few kilobytes of trees can name themselves again and again: what they stand for is counted before it is written.
+func TestTreeBomb(t *testing.T) {
+	defer func(n int) { maxEntries = n }(maxEntries)
+	maxEntries = 10_000
+	f := newForge(t, false)
+	for name, leaf := range map[string]string{"files": "100644 blob", "empty": "040000 tree"} {
+		f.commit(name, "f=x")
+		id := f.git(name, "rev-parse", "HEAD:f")
+		if name == "empty" {
+			id = f.git(name, "hash-object", "-w", "-t", "tree", "/dev/null")
+		}
+		for range 8 {
+			var lines strings.Builder
+			for i := range 10 {
+				fmt.Fprintf(&lines, "%s %s\tn%d\n", leaf, id, i)
+			}
+			id, leaf = f.gitWith(name, lines.String(), "mktree"), "040000 tree"
+		}
+		f.git(name, "update-ref", "refs/heads/main", f.git(name, "commit-tree", "-m", "bomb", id))
+		f.publish(name)
+		dir := t.TempDir()
+		_, _, err := fetched(t, New(dir, Options{}), &dag.Git{Remote: f.url(name)})
+		if err == nil || !strings.Contains(err.Error(), "more than 10000 files and directories") {
+			t.Errorf("%s: %v", name, err)
+		}
 	}
 }
 

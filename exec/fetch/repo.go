@@ -25,7 +25,7 @@ import (
 //	remote           the address, for people
 //	seen             which commits its refs were when the remote was last asked (JSON)
 //	sha1/ sha256/    a bare repository per kind of object names; refs/img/<commit> says that all of a commit is there
-//	index            of a checkout in the making
+//	index            of a checkout in the making, with git's index.lock
 type repo struct {
 	c      *Client
 	remote string
@@ -116,8 +116,11 @@ func (r *repo) bare(ctx context.Context, commit string) (string, error) {
 		format = "sha256"
 	}
 	dir := filepath.Join(r.dir, format)
+	if err := r.tidy(); err != nil {
+		return "", err
+	}
 	if _, err := os.Stat(dir); err == nil {
-		return dir, r.tidy(dir)
+		return dir, nil
 	}
 	// A repository has its name when it is whole.
 	fresh := dir + ".new"
@@ -130,15 +133,15 @@ func (r *repo) bare(ctx context.Context, commit string) (string, error) {
 	return dir, os.Rename(fresh, dir)
 }
 
-// tidy removes what a killed git left: the lock is ours, so nobody else has files in the making.
-func (r *repo) tidy(dir string) error {
-	return filepath.WalkDir(dir, func(p string, d fs.DirEntry, err error) error {
+// tidy removes what killed processes left: the lock is ours, so nobody else has files in the making.
+func (r *repo) tidy() error {
+	return filepath.WalkDir(r.dir, func(p string, d fs.DirEntry, err error) error {
 		switch name := d.Name(); {
 		case errors.Is(err, fs.ErrNotExist):
 			return nil
 		case err != nil:
 			return err
-		case !d.IsDir() && (strings.HasSuffix(name, ".lock") || strings.HasPrefix(name, "tmp_")):
+		case !d.IsDir() && (strings.HasSuffix(name, ".lock") || strings.HasPrefix(name, "tmp_") || strings.HasPrefix(name, atomicfile.TempPrefix)):
 			return os.Remove(p)
 		case d.IsDir() && strings.HasPrefix(name, "tmp_objdir-"):
 			return errors.Join(os.RemoveAll(p), fs.SkipDir)

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net/url"
 	"os"
 	"os/exec"
@@ -127,20 +128,30 @@ const (
 	maxErrors = 16 << 10
 )
 
-// git runs git with an emptied environment and env. Without env it can reach no remote.
+// git runs git with an emptied environment and env, and returns what it says. Without env it can reach no remote.
 func (r *repo) git(ctx context.Context, env []string, args ...string) (string, error) {
-	program, err := exec.LookPath("git")
-	if err != nil {
-		return "", hintError{errors.New("the program git is not installed"), "install git: repositories are fetched with it"}
-	}
-	config, err := r.c.configFile()
+	var out bytes.Buffer
+	err := r.gitTo(ctx, &bounded{&out, maxOutput}, env, args...)
 	if err != nil {
 		return "", err
 	}
-	var out, complaints bytes.Buffer
+	return out.String(), nil
+}
+
+// gitTo runs git as git does, and hands on what it says while it says it.
+func (r *repo) gitTo(ctx context.Context, out io.Writer, env []string, args ...string) error {
+	program, err := exec.LookPath("git")
+	if err != nil {
+		return hintError{errors.New("the program git is not installed"), "install git: repositories are fetched with it"}
+	}
+	config, err := r.c.configFile()
+	if err != nil {
+		return err
+	}
+	var complaints bytes.Buffer
 	cmd := exec.CommandContext(ctx, program, args...)
 	cmd.Dir = r.dir
-	cmd.Stdout, cmd.Stderr = &bounded{&out, maxOutput}, &bounded{&complaints, maxErrors}
+	cmd.Stdout, cmd.Stderr = out, &bounded{&complaints, maxErrors}
 	cmd.Env = append([]string{
 		"PATH=" + r.c.o.Getenv("PATH"), "HOME=/dev/null", "LC_ALL=C", "TZ=UTC", "TMPDIR=" + r.dir,
 		"GIT_CONFIG_NOSYSTEM=1", "GIT_CONFIG_GLOBAL=" + config, "GIT_ATTR_NOSYSTEM=1", "GIT_CEILING_DIRECTORIES=" + filepath.Dir(r.dir),
@@ -148,9 +159,9 @@ func (r *repo) git(ctx context.Context, env []string, args ...string) (string, e
 		"GIT_AUTHOR_NAME=img", "GIT_AUTHOR_EMAIL=img", "GIT_COMMITTER_NAME=img", "GIT_COMMITTER_EMAIL=img",
 	}, env...)
 	if err := run(ctx, cmd); err != nil {
-		return "", gitError(ctx, args, complaints.String(), err)
+		return gitError(ctx, args, complaints.String(), err)
 	}
-	return out.String(), nil
+	return nil
 }
 
 // run runs a program that dies with this process, and with all it started when ctx ends.
@@ -206,6 +217,9 @@ func gitError(ctx context.Context, args []string, complaints string, err error) 
 			verb += " " + a
 			break
 		}
+	}
+	if strings.Contains(text, "No space left on device") {
+		return fmt.Errorf("%s: %.300s: %w", verb, lines[0], syscall.ENOSPC)
 	}
 	said := fmt.Errorf("%s: %s", verb, text)
 	for part, hint := range hints {
