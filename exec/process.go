@@ -356,6 +356,9 @@ func makeMapDir(dir string, m userns.Mapping) error {
 	if err := atomicfile.MkdirAll(dir); err != nil {
 		return err
 	}
+	if err := searchable(dir); err != nil {
+		return err
+	}
 	sub := filepath.Join(dir, m.Label())
 	if err := os.Mkdir(sub, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
 		return err
@@ -372,6 +375,16 @@ func makeMapDir(dir string, m userns.Mapping) error {
 		return err
 	}
 	return os.Chmod(sub, 0o755)
+}
+
+// searchable lets the build's ids pass through a directory, which a umask may have closed to all but its owner. The state directory above
+// it keeps other users out.
+func searchable(dir string) error {
+	st, err := os.Stat(dir)
+	if err != nil || st.Mode()&0o011 == 0o011 {
+		return err
+	}
+	return os.Chmod(dir, st.Mode()|0o711)
 }
 
 // farewell is how long the inner process may take to tidy up.

@@ -16,6 +16,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -294,8 +295,17 @@ func isDiskFull(err error) bool {
 	return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)
 }
 
-// diskHint names the state's file system, which is the one that is full unless fullDest knew better.
+// diskHint names the state's file system, which is the one that is full unless the error or fullDest knew better.
 func diskHint(err error, g *Globals) string {
+	var at *os.PathError
+	if errors.As(err, &at) && at.Path == os.Stdout.Name() {
+		return "where standard output goes there is no room"
+	}
+	if at != nil && filepath.IsAbs(at.Path) && isDir(filepath.Dir(at.Path)) {
+		if said := fullElsewhere(g, at.Path, err); said != "" {
+			return said
+		}
+	}
 	const prune = "`img prune` frees what no image needs"
 	dir, stateErr := g.stateDir()
 	if stateErr != nil {
@@ -322,16 +332,28 @@ func freeSpace(dir string, err error) string {
 
 // fullDest gives the error of a result that found no room a hint about its own place, unless that is the state's as well.
 func fullDest(g *Globals, dest string, err error) error {
+	said := ""
+	if isDiskFull(err) {
+		said = fullElsewhere(g, dest, err)
+	}
+	if said == "" {
+		return err
+	}
+	return withHint(exitHost, err, "%s", said)
+}
+
+// fullElsewhere says what room there is for a file, "" if it is on the state's file system.
+func fullElsewhere(g *Globals, dest string, err error) string {
 	dir := dest
 	for !isDir(dir) && dir != filepath.Dir(dir) {
 		dir = filepath.Dir(dir)
 	}
 	var there, state unix.Statfs_t
 	home, stateErr := g.stateDir()
-	if !isDiskFull(err) || stateErr != nil || unix.Statfs(dir, &there) != nil || unix.Statfs(home, &state) != nil || there.Fsid == state.Fsid {
-		return err
+	if stateErr != nil || unix.Statfs(dir, &there) != nil || unix.Statfs(home, &state) != nil || there.Fsid == state.Fsid {
+		return ""
 	}
-	return withHint(exitHost, err, "%s", freeSpace(dir, err))
+	return freeSpace(dir, err)
 }
 
 // A crash is a panic that was caught, with its stack printed already.

@@ -94,6 +94,12 @@ func TestFullDest(t *testing.T) {
 	if h := hint(fullDest(g, filepath.Join(home, "x.tar"), full), g); !strings.Contains(h, home) || !strings.Contains(h, "prune") {
 		t.Errorf("beside the state: %q", h)
 	}
+	if h := hint(&os.PathError{Op: "write", Path: "/proc/x", Err: syscall.ENOSPC}, g); !strings.Contains(h, "the file system of /proc has") || strings.Contains(h, "prune") {
+		t.Errorf("a path elsewhere: %q", h)
+	}
+	if h := hint(&os.PathError{Op: "write", Path: "/dev/stdout", Err: syscall.ENOSPC}, g); h != "where standard output goes there is no room" {
+		t.Errorf("standard output: %q", h)
+	}
 	if err := fullDest(g, "/proc/none", os.ErrExist); err != os.ErrExist {
 		t.Errorf("another error: %v", err)
 	}

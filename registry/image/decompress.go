@@ -133,11 +133,16 @@ type bounded struct {
 	r     io.Reader
 	in    *counter
 	n     int64 // bytes that came out, less the runs
+	err   error // stays: some decoders tell an error once, and an end afterwards
 	close func() error
 }
 
-func (b *bounded) Read(p []byte) (int, error) {
-	n, err := b.r.Read(p)
+func (b *bounded) Read(p []byte) (n int, err error) {
+	if b.err != nil {
+		return 0, b.err
+	}
+	defer func() { b.err = err }()
+	n, err = b.r.Read(p)
 	if !isRun(p[:n]) {
 		b.n += int64(n)
 	}

@@ -100,6 +100,12 @@ func TestDecompressAnyBounds(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), tc.want) {
 			t.Errorf("%s: %v, want %q", tc.name, err, tc.want)
 		}
+		if plain == nil {
+			continue
+		}
+		if _, again := plain.Read(make([]byte, 1)); again != err {
+			t.Errorf("%s: then %v, want %v", tc.name, again, err) // who looks ahead, as a bufio.Reader does, may have dropped the first
+		}
 	}
 }
 
