@@ -141,12 +141,25 @@ func (w *world) same(ts *testscript.TestScript, neg bool, args []string) {
 	}
 }
 
-// fixture runs a script that makes a file, once for each text of the script.
+// fixture runs a script that makes a file, once for each text of the script and of the files of the source that its line
+// "# depends: FILE..." names.
 func (w *world) fixture(ts *testscript.TestScript, neg bool, args []string) {
 	script := filepath.Join(w.source, "testdata", "fixtures", args[0])
 	text, err := os.ReadFile(script)
 	ts.Check(err)
-	sum := sha256.Sum256(text)
+	all := slices.Clone(text)
+	for line := range strings.Lines(string(text)) {
+		names, ok := strings.CutPrefix(line, "# depends:")
+		if !ok {
+			continue
+		}
+		for _, name := range strings.Fields(names) {
+			more, err := os.ReadFile(filepath.Join(w.source, name))
+			ts.Check(err)
+			all = append(all, more...)
+		}
+	}
+	sum := sha256.Sum256(all)
 	file := filepath.Join(w.cache, fmt.Sprintf("%s-%x", args[0], sum[:4]))
 	ts.Setenv(args[1], file)
 	w.fixtures.Lock()
