@@ -105,7 +105,7 @@ type Mount struct {
 	Target string `json:"target,omitempty"`
 	// From is what a bind (or a cache's first content) shows; Scratch with an empty Context is nothing.
 	From Source `json:"from" stream:"scratch"`
-	// Source is the path in From, absolute.
+	// Source is the path that is shown, absolute: in From, or in the cache.
 	Source string `json:"source,omitempty"`
 	// ReadOnly: bind mounts are read-only unless rw was given; writes to a rw bind are thrown away.
 	ReadOnly bool `json:"readOnly,omitempty"`

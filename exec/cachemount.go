@@ -24,14 +24,15 @@ import (
 var _ engine.Acquirer = (*Executor)(nil)
 
 // volume names the directory of a cache mount: a hash, so that an id never becomes a path. As BuildKit has it, what a cache begins with is
-// part of what it is: the source that it is filled from, or the owner and mode that it is made with.
+// part of what it is: what its from has, all of it, or the owner and mode that it is made with. The source is a path in it and no part of
+// what it is: mounts of several sources share one volume.
 //
-// What the seed holds is named by its digest; a plan of Key has it.
+// What from has is named by its digest; a plan of Key has it.
 func (x *Executor) volume(op *dag.Run, i int) string {
 	m := op.Mounts[i]
 	text := m.ID
 	if v, ok := x.plans.Load(mountID{op, i}); ok {
-		text += fmt.Sprintf("\x00from %q %s", m.Source, v.(*mountPlan).sum)
+		text += "\x00from " + v.(*mountPlan).sum
 	}
 	if m.Mode != nil || m.UID != nil || m.GID != nil {
 		text += fmt.Sprintf("\x00made %s %s %s", optional(m.Mode), optional(m.UID), optional(m.GID))
@@ -231,16 +232,36 @@ func flock(ctx context.Context, f *os.File, how int, wait bool) (bool, error) {
 	}
 }
 
-// cache shows a cache directory, made on first use.
+// cache shows a cache directory, made on first use, or what is at a path in it.
 func (s *step) cache(ctx context.Context, m mountArgs) error {
 	if err := s.makeCache(ctx, m); err != nil {
 		return err
 	}
-	if err := s.point(m.M.Target, true, m.Cache); err != nil {
+	at, isDir, err := s.selected(m)
+	if err != nil {
 		return err
 	}
-	s.mounts = append(s.mounts, sandbox.Mount{Type: "bind", Source: m.Cache, Target: m.M.Target, ReadOnly: m.M.ReadOnly, NoDev: true})
+	if err := s.point(m.M.Target, isDir, at); err != nil {
+		return err
+	}
+	s.mounts = append(s.mounts, sandbox.Mount{Type: "bind", Source: at, Target: m.M.Target, ReadOnly: m.M.ReadOnly, NoDev: true})
 	return nil
+}
+
+// selected returns where a cache's source is, and whether that is a directory. Other steps may change the cache meanwhile: what was found
+// is held by descriptor. Links lead to where they do with the cache as the root directory, never out of it.
+func (s *step) selected(m mountArgs) (at string, isDir bool, err error) {
+	if m.M.Source == "/" {
+		return m.Cache, true, nil
+	}
+	at, isDir, err = s.hold(m.Cache, m.M.Source, unix.OpenHow{
+		Flags:   unix.O_PATH | unix.O_CLOEXEC,
+		Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS | unix.RESOLVE_NO_XDEV,
+	})
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) {
+		return "", false, fmt.Errorf("source %q is not in the cache %q: %w", m.M.Source, m.M.ID, errors.Unwrap(err))
+	}
+	return at, isDir, err
 }
 
 // makeCache makes a cache directory by rename, so that one that was being filled when a build died is not taken for whole. One step makes

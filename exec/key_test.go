@@ -232,15 +232,15 @@ func TestWhatIsGivenIsInTheKey(t *testing.T) {
 	}
 }
 
-// What a cache begins with is part of what it is; its sharing and the rest are not.
+// What a cache begins with is part of what it is; what is shown of it, its sharing and the rest are not.
 func TestVolumes(t *testing.T) {
 	k := newKeyer(t)
 	context := func(name string) dag.Source { return dag.Source{Context: name, Input: dag.Scratch} }
 	none := dag.Source{Input: dag.Scratch}
 	op := &dag.Run{Args: []string{"x"}, Dir: "/", Mounts: []dag.Mount{
-		{ID: "i", From: none}, {ID: "i", From: none, Target: "/x", Sharing: dag.SharingLocked, ReadOnly: true},
+		{ID: "i", From: none}, {ID: "i", From: none, Source: "/sel", Target: "/x", Sharing: dag.SharingLocked, ReadOnly: true},
 		{ID: "j", From: none}, {ID: "i", From: none, Mode: number32(0)}, {ID: "i", From: none, UID: number32(0)}, {ID: "i", From: none, GID: number32(0)},
-		{ID: "i", From: context("context"), Source: "/dir"}, {ID: "i", From: context("context"), Source: "/"}, {ID: "i", From: context("other"), Source: "/dir"},
+		{ID: "i", From: context("context"), Source: "/dir"}, {ID: "i", From: context("context"), Source: "/missing"}, {ID: "i", From: context("other"), Source: "/dir"},
 	}}
 	for i := range op.Mounts {
 		op.Mounts[i].Type = dag.MountCache
@@ -248,15 +248,17 @@ func TestVolumes(t *testing.T) {
 	if text := k.text(op); strings.HasPrefix(text, "error") {
 		t.Fatal(text)
 	}
+	same := map[int]int{1: 0, 7: 6}
 	of := map[string]int{}
 	for i := range op.Mounts {
 		v := k.x.volume(op, i)
-		if first, ok := of[v]; ok && i != 1 {
-			t.Errorf("mounts %d and %d are one volume", first, i)
-		} else if !ok && i == 1 {
-			t.Error("how a cache is mounted makes another volume")
+		first, ok := of[v]
+		if want, shared := same[i]; ok != shared || first != want {
+			t.Errorf("mount %d is the volume of mount %d: %v, want %v of %d", i, first, ok, shared, want)
 		}
-		of[v] = i
+		if !ok {
+			of[v] = i
+		}
 	}
 	wants := k.x.wants(op)
 	if len(wants) != len(of) || wants[0].ID != "i" || wants[len(wants)-1].ID != "j" {

@@ -37,11 +37,12 @@ func (x *Executor) mountKey(ctx context.Context, h *cache.Hash, op *dag.Run, i i
 	h.Line("mount", m.Type, m.Target, m.ReadOnly)
 	switch m.Type {
 	case dag.MountBind:
-		return x.bindKey(ctx, h, op, i, in)
+		return x.bindKey(ctx, h, op, i, m.Source, in)
 	case dag.MountCache:
-		h.Line("cache", m.ID, m.Sharing, optional(m.Mode), optional(m.UID), optional(m.GID))
+		// What the cache holds is not in the key, nor is what its source shows then.
+		h.Line("cache", m.ID, m.Source, m.Sharing, optional(m.Mode), optional(m.UID), optional(m.GID))
 		if m.From.Context != "" || m.From.Input != dag.Scratch {
-			return x.bindKey(ctx, h, op, i, in)
+			return x.bindKey(ctx, h, op, i, "/", in)
 		}
 	case dag.MountTmpfs:
 		h.Line("tmpfs", m.Size)
@@ -66,20 +67,19 @@ func optional(n *uint32) string {
 	return fmt.Sprint(*n)
 }
 
-// bindKey adds the digest of exactly what is shown.
-func (x *Executor) bindKey(ctx context.Context, h *cache.Hash, op *dag.Run, i int, in []cache.Output) error {
-	m := op.Mounts[i]
-	src, release, err := x.source(ctx, m.From, in)
+// bindKey adds the digest of exactly what is shown of a mount's from, or that a cache begins with: what is at p.
+func (x *Executor) bindKey(ctx context.Context, h *cache.Hash, op *dag.Run, i int, p string, in []cache.Output) error {
+	src, release, err := x.source(ctx, op.Mounts[i].From, in)
 	if err != nil {
 		return err
 	}
 	defer release()
-	found, ok, err := lookup(src, path.Clean("./"+m.Source))
+	found, ok, err := lookup(src, path.Clean("./"+p))
 	if err != nil {
 		return err
 	}
 	if !ok {
-		return &NotFoundError{Path: m.Source, Ignored: src.ignoredBy(path.Clean("./" + m.Source))}
+		return &NotFoundError{Path: p, Ignored: src.ignoredBy(path.Clean("./" + p))}
 	}
 	plan := &mountPlan{m: found}
 	if plan.sum, err = bindSum(ctx, src, found); err != nil {
@@ -304,7 +304,10 @@ func (s *step) shown(ctx context.Context, m mountArgs) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	held, err := s.hold(dir, m.Real)
+	held, _, err := s.hold(dir, m.Real, unix.OpenHow{
+		Flags:   unix.O_PATH | unix.O_CLOEXEC | unix.O_NOFOLLOW,
+		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS,
+	})
 	if err != nil || m.M.ReadOnly && len(m.Hidden) == 0 {
 		return held, err
 	}
@@ -338,39 +341,50 @@ func (s *step) sourceDir(ctx context.Context, from fromRef) (string, error) {
 }
 
 // hold binds a path inside a directory to a name that nobody else can change, by descriptor: nothing between look-up and mount can be
-// swapped.
-func (s *step) hold(dir, p string) (string, error) {
-	root, err := os.Open(dir)
+// swapped. It says whether that is a directory.
+func (s *step) hold(dir, p string, how unix.OpenHow) (at string, isDir bool, err error) {
+	fd, err := openHow(dir, p, how)
 	if err != nil {
-		return "", err
-	}
-	defer root.Close()
-	fd, err := unix.Openat2(int(root.Fd()), p, &unix.OpenHow{
-		Flags:   unix.O_PATH | unix.O_CLOEXEC | unix.O_NOFOLLOW,
-		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS,
-	})
-	if err != nil {
-		return "", &os.PathError{Op: "open", Path: "/" + p, Err: err}
+		return "", false, err
 	}
 	defer unix.Close(fd)
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
-		return "", err
+		return "", false, err
 	}
-	at := path.Join(s.dir, fmt.Sprintf("mount-%d", len(s.undo)))
-	if st.Mode&unix.S_IFMT == unix.S_IFDIR {
+	at = path.Join(s.dir, fmt.Sprintf("mount-%d", len(s.undo)))
+	if isDir = st.Mode&unix.S_IFMT == unix.S_IFDIR; isDir {
 		err = os.Mkdir(at, 0o755)
 	} else {
 		err = os.WriteFile(at, nil, 0o644)
 	}
 	if err != nil {
-		return "", err
+		return "", false, err
 	}
 	if err := unix.Mount(fmt.Sprintf("/proc/self/fd/%d", fd), at, "", unix.MS_BIND|unix.MS_REC, ""); err != nil {
-		return "", fmt.Errorf("bind: %w", err)
+		return "", false, fmt.Errorf("bind: %w", err)
 	}
 	s.later(func() error { return unix.Unmount(at, unix.MNT_DETACH) })
-	return at, nil
+	return at, isDir, nil
+}
+
+// openHow opens a path inside a directory. A ".." in a link, resolved while anything is renamed, is none that the kernel could check: it
+// says to try again.
+func openHow(dir, p string, how unix.OpenHow) (fd int, err error) {
+	root, err := os.Open(dir)
+	if err != nil {
+		return -1, err
+	}
+	defer root.Close()
+	for range 1000 {
+		if fd, err = unix.Openat2(int(root.Fd()), p, &how); err != unix.EAGAIN && err != unix.EINTR {
+			break
+		}
+	}
+	if err != nil {
+		return -1, &os.PathError{Op: "open", Path: path.Join("/", p), Err: err}
+	}
+	return fd, nil
 }
 
 // throwaway shows a directory less the hidden paths; what is written there goes with the step.

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 
 	"img/cache"
@@ -50,7 +51,7 @@ func (b *build) blame(ctx context.Context, x *exec.Executor, outs map[dag.ID]cac
 	}
 	if g := guilty(failed.Err.Error()); g != (dockerfile.Guilty{}) {
 		at := b.plan.Blame(failed.Vertex, g, err)
-		p.pos, p.with, p.hint = at.Pos, at.With, cmp.Or(at.Hint, patternHint(failed.Err.Error(), g))
+		p.pos, p.with, p.hint = at.Pos, at.With, cmp.Or(at.Hint, patternHint(failed.Err.Error(), g), cacheHint(g))
 		return p
 	}
 	if m := userText.FindStringSubmatch(failed.Err.Error()); m != nil {
@@ -67,6 +68,7 @@ func (b *build) blame(ctx context.Context, x *exec.Executor, outs map[dag.ID]cac
 
 var (
 	mountText   = regexp.MustCompile(`^mount (?:\w+ )?at (\S+): `)
+	cacheText   = regexp.MustCompile(`^mount cache at \S+: source (".*") is not in the cache `)
 	optionText  = regexp.MustCompile(`^(--(?:chown|chmod|exclude|checksum))\b`)
 	destText    = regexp.MustCompile(`^(cannot (replace to directory|copy to non-directory)|copy to /|mkdir /)`)
 	patternText = regexp.MustCompile(`^pattern "(.*)": `)
@@ -78,6 +80,9 @@ var (
 func guilty(text string) (g dockerfile.Guilty) {
 	if m := mountText.FindStringSubmatch(text); m != nil {
 		g.Mount = m[1]
+		if m := cacheText.FindStringSubmatch(text); m != nil {
+			g.Source, _ = strconv.Unquote(m[1])
+		}
 	} else if m := optionText.FindStringSubmatch(text); m != nil {
 		g.Option = m[1]
 	} else if destText.MatchString(text) {
@@ -101,6 +106,14 @@ func patternHint(text string, g dockerfile.Guilty) string {
 	return ""
 }
 
+// cacheHint is what to do about a cache that has no such path.
+func cacheHint(g dockerfile.Guilty) string {
+	if g.Mount == "" || g.Source == "" {
+		return ""
+	}
+	return fmt.Sprintf("source is a path in the cache, which holds what from has and what steps put there; a step that mounts the whole cache can make %s", shown(g.Source))
+}
+
 // sourceOf is where a step looked for a path.
 func sourceOf(v *dag.Vertex, gone *exec.NotFoundError) (from dag.Source, ok bool) {
 	want := path.Clean("/" + gone.Path)
@@ -116,7 +129,7 @@ func sourceOf(v *dag.Vertex, gone *exec.NotFoundError) (from dag.Source, ok bool
 		}
 	case *dag.Run:
 		for _, m := range op.Mounts {
-			if path.Clean("/"+m.Source) == want && (m.Type == dag.MountBind || m.Type == dag.MountCache) {
+			if path.Clean("/"+m.Source) == want && m.Type == dag.MountBind {
 				return m.From, true
 			}
 		}

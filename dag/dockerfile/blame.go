@@ -14,7 +14,7 @@ import (
 type Guilty struct {
 	// Source is a path that the step takes files from, as it is after expansion.
 	Source string
-	// Mount is the target of a RUN --mount.
+	// Mount is the target of a RUN --mount; with Source, that mount's source is meant.
 	Mount string
 	// Secret is the id of a RUN --mount=type=secret.
 	Secret string
@@ -114,9 +114,13 @@ func (t stepText) find(text *text, g Guilty) (span, bool) {
 		}
 		return text.flag("--mount")
 	case g.Mount != "":
+		keys := []string{"target", "dst", "destination"}
+		if g.Source != "" {
+			keys = []string{"source", "src"}
+		}
 		for i, target := range t.targets {
 			if target != "" && (target == g.Mount || strings.HasSuffix(g.Mount, path.Join("/", target))) {
-				return text.mountField(i, "target", "dst", "destination")
+				return text.mountField(i, keys...)
 			}
 		}
 		return text.flag("--mount")

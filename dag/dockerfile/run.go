@@ -238,9 +238,7 @@ func (l *lowering) fileMount(s *stage, c command, out *dag.Mount, m *instruction
 	out.Source = path.Join("/", m.Source)
 	seeded := m.From != ""
 	if m.Type == instructions.MountTypeCache {
-		if seeded, err = l.cacheMount(out, m); err != nil {
-			return err
-		}
+		seeded = l.cacheMount(out, m)
 	}
 	if seeded {
 		if out.From, err = l.source(s, from, &c, in); err != nil {
@@ -253,8 +251,8 @@ func (l *lowering) fileMount(s *stage, c command, out *dag.Mount, m *instruction
 }
 
 // cacheMount reports whether a cache begins with what its from has. A mode or an owner makes it an empty directory instead, unless a source
-// is given, which then has its own.
-func (l *lowering) cacheMount(out *dag.Mount, m *instructions.Mount) (seeded bool, err error) {
+// is given: that is a path in the cache, and has its own.
+func (l *lowering) cacheMount(out *dag.Mount, m *instructions.Mount) (seeded bool) {
 	if out.ID = m.CacheID; out.ID == "" {
 		out.ID = path.Clean(m.Target)
 	}
@@ -264,14 +262,10 @@ func (l *lowering) cacheMount(out *dag.Mount, m *instructions.Mount) (seeded boo
 	if out.Sharing = string(m.CacheSharing); out.Sharing == "" {
 		out.Sharing = dag.SharingShared
 	}
-	switch {
-	case out.Source == "/":
-		return m.From != "" && m.Mode == nil && m.UID == nil && m.GID == nil, nil
-	case m.From == "":
-		return false, fmt.Errorf("the cache mount at %q has source %q, but from= does not say of what: a new cache is empty", m.Target, m.Source)
+	if out.Source != "/" {
+		out.Mode, out.UID, out.GID = nil, nil, nil
 	}
-	out.Mode, out.UID, out.GID = nil, nil, nil
-	return true, nil
+	return m.From != "" && out.Mode == nil && out.UID == nil && out.GID == nil
 }
 
 func (l *lowering) placeMount(s *stage, out *dag.Mount, m *instructions.Mount) error {

@@ -43,12 +43,6 @@ var known = []knownDifference{{
 	source: regexp.MustCompile(`--mount=\S*from=\d`),
 	lines:  regexp.MustCompile(`^buildkit: base \d+ |^buildkit: run .*bind \S+ from=\d+ |^img: run .*bind \S+ from=stage `),
 }, {
-	name:   "source of a cache mount without from",
-	reason: "what a build finds in a cache must not decide which directory of it a step sees",
-	doc:    "`source` of a cache needs `from`",
-	source: regexp.MustCompile(`--mount=\S*source=`),
-	lines:  regexp.MustCompile(`^img: error .*the cache mount at ".*" has source ".*", but from= does not say of what`),
-}, {
 	name:   "env= of a secret without a name",
 	reason: "a variable without a name is of use to nobody",
 	doc:    "`env=` without a name means the secret's id",
