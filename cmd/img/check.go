@@ -168,6 +168,8 @@ func (g *Globals) print(out []byte, format string) error {
 	text := string(out)
 	if format == findings.Text || format == findings.GitHub {
 		text = progress.Clean(text)
+	} else {
+		text = progress.CleanJSON(text)
 	}
 	_, err := fmt.Fprint(g.stdout, text)
 	return err

@@ -524,9 +524,9 @@ func (b *build) ignoreFile(context string, p *place) (rules *dockerfile.Ignore, 
 	case p.ours:
 		return nil, "", b.unusedIgnoreFile(context, p)
 	case main && b.beside != "":
-		name, text, err = firstFile(b.beside+".dockerignore", filepath.Join(p.dir, ".dockerignore"))
+		name, text, err = firstFile(false, b.beside+".dockerignore", filepath.Join(p.dir, ".dockerignore"))
 	default:
-		name, text, err = firstFile(filepath.Join(p.dir, ".dockerignore"))
+		name, text, err = firstFile(false, filepath.Join(p.dir, ".dockerignore"))
 	}
 	if err != nil {
 		return nil, "", withCode(exitUsage, fmt.Errorf("ignore file %s: %w", name, rootCause(err)))
@@ -547,17 +547,17 @@ func (b *build) chosenIgnoreFile(p *place) (name string, text []byte, err error)
 			return filepath.Clean(f), text, err
 		}
 	}
-	name, text, err = firstFile(f)
+	name, text, err = firstFile(true, f)
 	if err == nil && name == "" {
 		name, err = f, syscall.ENOENT
 	}
 	return name, text, err
 }
 
-// firstFile reads the first of the caller's files that exists; name is "" if none does.
-func firstFile(paths ...string) (name string, text []byte, err error) {
+// firstFile reads the first of the caller's files that exists; name is "" if none does. The caller named them or not, see openFile.
+func firstFile(named bool, paths ...string) (name string, text []byte, err error) {
 	for _, p := range paths {
-		f, err := os.Open(p)
+		f, err := openFile(p, named)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}

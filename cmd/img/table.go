@@ -101,10 +101,15 @@ func execute(w io.Writer, t *template.Template, v any) error {
 }
 
 func printJSON(w io.Writer, v any) error {
-	e := json.NewEncoder(w)
+	var out bytes.Buffer
+	e := json.NewEncoder(&out)
 	e.SetIndent("", "\t")
 	e.SetEscapeHTML(false)
-	return e.Encode(v)
+	if err := e.Encode(v); err != nil {
+		return err
+	}
+	_, err := io.WriteString(w, progress.CleanJSON(out.String()))
+	return err
 }
 
 // humanSize shows bytes in binary units with four significant digits, as the original img does: "1.181MiB".

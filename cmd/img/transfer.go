@@ -287,12 +287,12 @@ func writeFile(path string, write func(io.Writer) error) error {
 	}
 	f, err := os.CreateTemp(filepath.Dir(path), ".img-")
 	if err != nil {
-		return fmt.Errorf("write %s: %w", path, withoutPath(err))
+		return &os.PathError{Op: "write", Path: path, Err: withoutPath(err)}
 	}
 	defer os.Remove(f.Name()) // gone after the rename
 	err = errors.Join(buffered(f, write), f.Chmod(0o644&^umask()), f.Close())
 	if err != nil {
-		return fmt.Errorf("write %s: %w", path, withoutPath(err))
+		return &os.PathError{Op: "write", Path: path, Err: withoutPath(err)}
 	}
 	return os.Rename(f.Name(), path)
 }

@@ -36,6 +36,9 @@ func Clean(s string) string {
 	return b.String()
 }
 
+// CleanJSON makes a JSON text safe for a terminal without a change of what it says: the strings in it get more escapes.
+func CleanJSON(text string) string { return Clean(strings.ReplaceAll(text, "\x7f", `\u007f`)) }
+
 // isClean is the common case without an allocation.
 func isClean(s string) bool {
 	for i := 0; i < len(s); i++ {

@@ -2,6 +2,7 @@ package progress
 
 import (
 	"bytes"
+	"encoding/json"
 	"errors"
 	"flag"
 	"os"
@@ -223,6 +224,24 @@ func TestClean(t *testing.T) {
 	} {
 		if got := Clean(in); got != want {
 			t.Errorf("Clean(%q) = %q, want %q", in, got, want)
+		}
+	}
+}
+
+// JSON is escaped only as far as it must be; with more it says the same.
+func TestCleanJSON(t *testing.T) {
+	for _, said := range []string{"plain", "\x1b[2J\a\x00", "a\x7fb^?", "\u009b31m\u0085", "a\u202eb\u2066", "<\u2028>", "é宽\t\n"} {
+		data, err := json.Marshal(said)
+		if err != nil {
+			t.Fatal(err)
+		}
+		text := CleanJSON(string(data))
+		if strings.ContainsFunc(text, hidden) {
+			t.Errorf("%q leaves %q", said, text)
+		}
+		var got string
+		if err := json.Unmarshal([]byte(text), &got); err != nil || got != said {
+			t.Errorf("%q became %q, %v", said, got, err)
 		}
 	}
 }
